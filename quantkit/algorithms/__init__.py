@@ -1,0 +1,1 @@
+"""Algorithms: pure functions of weights, scales and statistics, one file each."""

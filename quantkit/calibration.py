@@ -1,0 +1,148 @@
+"""The passes over calibration texts: they stream, and their memory does not grow with texts.
+
+Pass A records, for every tensor that a Linear reads, each channel's extremes and a bounded
+random sample of rows. Pass B, only for calibrators that ask for it, fills histograms of
+the smoothed tensors over ranges that are already known exactly.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.calibrators.histogram import Histogram
+from quantkit.encoder import SharedInput
+from quantkit.errors import CheckpointError, DataError
+
+__all__ = ["Batch", "InputStatistics", "collect_histograms", "collect_statistics"]
+
+Batch = Mapping[str, Tensor]
+Sink = Callable[[SharedInput, list[Tensor]], None]  # one tensor [tokens, in] per text
+
+SAMPLED_ROWS = 512
+
+
+class InputStatistics:
+    """Each channel's extremes and a uniform sample of rows of one tensor."""
+
+    def __init__(self, seed: int, sampled_rows: int = SAMPLED_ROWS) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._sampled_rows = sampled_rows
+        self._keys = torch.empty(0)
+        self.low = torch.empty(0)  # [in]
+        self.high = torch.empty(0)  # [in]
+        self.rows = torch.empty(0)  # [at most sampled_rows, in]
+
+    def update(self, values: Tensor) -> None:
+        """Add rows [n, in], padding already removed."""
+        low, high = values.amin(0), values.amax(0)
+        keys = torch.rand(len(values), generator=self._generator)
+        if self.low.numel() == 0:
+            self.low, self.high = low, high
+            self.rows = values[:0]
+        else:
+            self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+        # Every row draws a random key; the rows with the largest keys are a uniform sample.
+        self._keys, kept = torch.cat([self._keys, keys]).topk(
+            min(self._sampled_rows, len(self._keys) + len(keys))
+        )
+        self.rows = torch.cat([self.rows, values])[kept]
+
+
+def collect_statistics(
+    model: nn.Module, inputs: Sequence[SharedInput], batches: Iterable[Batch], seed: int
+) -> dict[SharedInput, InputStatistics]:
+    """Pass A: one forward pass of `model` over all batches.
+
+    Each batch maps the model's argument names to tensors, as a Hugging Face tokenizer makes
+    them with `return_tensors="pt"`; positions whose `attention_mask` is 0 are ignored.
+
+    Raises:
+        DataError: no batch at all.
+        CheckpointError: an activation that is not finite, with the layer's name.
+    """
+    statistics = {shared: InputStatistics(seed + n) for n, shared in enumerate(inputs)}
+
+    def record(shared: SharedInput, texts: list[Tensor]) -> None:
+        values = torch.cat(texts)
+        if not bool(torch.isfinite(values).all()):
+            raise CheckpointError(
+                f"The input of {shared.linears[0]} is not finite on calibration texts. Check "
+                f"the checkpoint: does it hold NaN or infinite weights?"
+            )
+        statistics[shared].update(values)
+
+    if not _run(model, inputs, batches, record):
+        raise DataError(
+            "Calibration got no texts. Pass at least one batch; 256 training texts do well."
+        )
+    return statistics
+
+
+def collect_histograms(
+    model: nn.Module,
+    ranges: Mapping[SharedInput, tuple[float, float]],
+    multipliers: Mapping[SharedInput, Tensor | None],
+    batches: Iterable[Batch],
+) -> dict[SharedInput, Histogram]:
+    """Pass B: histograms over `ranges` of the inputs, each channel times its multiplier."""
+    histograms = {shared: Histogram(*bounds) for shared, bounds in ranges.items()}
+
+    def record(shared: SharedInput, texts: list[Tensor]) -> None:
+        multiplier = multipliers[shared]
+        for text in texts:
+            histograms[shared].update(text if multiplier is None else text * multiplier)
+
+    _run(model, list(ranges), batches, record)
+    return histograms
+
+
+def _run(
+    model: nn.Module, inputs: Sequence[SharedInput], batches: Iterable[Batch], sink: Sink
+) -> int:
+    """Feed every batch through the model with hooks in place; the number of batches."""
+    device = next(model.parameters()).device
+    was_training, count = model.training, 0
+    model.eval()
+    try:
+        for batch in batches:
+            arguments = {k: v.to(device) for k, v in batch.items() if k != "labels"}
+            with torch.inference_mode(), _hooks(model, inputs, arguments, sink):
+                model(**arguments)
+            count += 1
+    finally:
+        model.train(was_training)
+    return count
+
+
+@contextmanager
+def _hooks(
+    model: nn.Module, inputs: Sequence[SharedInput], arguments: Batch, sink: Sink
+) -> Iterator[None]:
+    """Hand each shared input, split by text and without padding, to `sink`."""
+    mask = arguments.get("attention_mask")
+    keep = None if mask is None else mask.bool()
+
+    def hook_for(shared: SharedInput) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_module: nn.Module, positional: tuple[Any, ...]) -> None:
+            values = positional[0].detach().float().cpu()
+            if values.dim() == 2:  # the pooler and the head read one vector per text
+                sink(shared, [row[None] for row in values])
+            elif keep is None:
+                sink(shared, list(values))
+            else:
+                sink(shared, [v[k] for v, k in zip(values, keep.cpu(), strict=True)])
+
+        return hook
+
+    handles = [
+        model.get_submodule(shared.linears[0]).register_forward_pre_hook(hook_for(shared))
+        for shared in inputs
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

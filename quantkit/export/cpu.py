@@ -1,0 +1,170 @@
+"""The `cpu` target: operators that ONNX Runtime's CPU provider runs in integers.
+
+Emitted directly rather than as QuantizeLinear/DequantizeLinear pairs that a runtime has to
+recognise: a static QDQ graph of the same model ran its products in float, three times
+slower than a float file. The five functions are what a target consists of.
+"""
+
+import numpy as np
+from torch import Tensor, nn
+
+from quantkit.encoder import SharedInput
+from quantkit.errors import CheckpointError
+from quantkit.export.graph import CONTRIB, GraphWriter
+from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear
+
+__all__ = ["CpuEmitter", "codes_name", "product_name"]
+
+
+def codes_name(shared: SharedInput) -> str:
+    """Graph value with the uint8 codes of a shared input."""
+    return f"{shared.linears[0]}/codes"
+
+
+def product_name(shared: SharedInput) -> str:
+    """Graph value with the merged Linears' result, bias included."""
+    return f"{shared.linears[0]}/product"
+
+
+class CpuEmitter:
+    """Writes one model's modules as operators of the CPU provider."""
+
+    target = "cpu"
+
+    def __init__(self, graph: GraphWriter, model: nn.Module) -> None:
+        self._graph = graph
+        self._model = model
+
+    def embed(self, name: str, ids: str) -> str:
+        """Rows `ids` [...] of the embedding table `name` as float32 [..., dim]."""
+        graph, table = self._graph, self._model.get_submodule(name)
+        if isinstance(table, QuantEmbedding):
+            codes = graph.add("Gather", graph.constant(f"{name}.codes", _array(table.codes)), ids)
+            scale = graph.add("Gather", graph.constant(f"{name}.scale", _array(table.scale)), ids)
+            return graph.add("Mul", graph.add("Cast", codes, to=1), scale)
+        return graph.add(
+            "Gather", graph.constant(f"{name}.weight", _array(_parameter(table, "weight"))), ids
+        )
+
+    def linear(self, shared: SharedInput, x: str) -> str:
+        """All Linears that read `x` as one product, their outputs side by side."""
+        modules = [self._model.get_submodule(name) for name in shared.linears]
+        quantized = [module for module in modules if isinstance(module, QuantLinear)]
+        if len(quantized) == len(modules):
+            return self._integer_linear(shared, quantized, x)
+        floats = [module for module in modules if isinstance(module, nn.Linear)]
+        if len(floats) != len(modules):
+            raise CheckpointError(
+                f"{', '.join(shared.linears)} read one tensor but are quantized differently."
+            )
+        return self._float_linear(shared, floats, x)
+
+    def _float_linear(self, shared: SharedInput, modules: list[nn.Linear], x: str) -> str:
+        graph, name = self._graph, shared.linears[0]
+        weight = np.concatenate([_array(module.weight) for module in modules]).T
+        product = graph.add("MatMul", x, graph.constant(f"{name}.weight", weight))
+        bias = _merged_bias([module.bias for module in modules])
+        if bias is None:
+            return product
+        return graph.add(
+            "Add", product, graph.constant(f"{name}.bias", bias), name=product_name(shared)
+        )
+
+    def _integer_linear(self, shared: SharedInput, modules: list[QuantLinear], x: str) -> str:
+        graph, name = self._graph, shared.linears[0]
+        scale, zero_point = self._input_constants(name, modules[0].input)
+        if modules[0].input.multiplier is not None:
+            multiplier = graph.constant(
+                f"{name}.input.multiplier", _array(modules[0].input.multiplier)
+            )
+            x = graph.add("Mul", x, multiplier)
+        codes = graph.add("QuantizeLinear", x, scale, zero_point, name=codes_name(shared))
+        weight = np.concatenate([_array(module.codes) for module in modules]).T
+        weight_scale = np.concatenate([_array(module.scale) for module in modules])[:, 0]
+        bias = _merged_bias([module.bias for module in modules])
+        return graph.add(
+            "MatMulIntegerToFloat",
+            codes,
+            graph.constant(f"{name}.codes", weight),
+            scale,
+            graph.constant(f"{name}.scale", weight_scale),
+            zero_point,
+            "",
+            "" if bias is None else graph.constant(f"{name}.bias", bias),
+            domain=CONTRIB,
+            name=product_name(shared),
+        )
+
+    def _input_constants(self, name: str, quantizer: InputQuantizer) -> tuple[str, str]:
+        return (
+            self._graph.constant(f"{name}.input.scale", _array(quantizer.scale)),
+            self._graph.constant(f"{name}.input.zero_point", _array(quantizer.zero_point)),
+        )
+
+    def attention(self, merged: str, mask: str, heads: int, name: str) -> str:
+        """Softmax attention over the merged query, key and value [batch, length, 3 hidden].
+
+        `mask` is int32 [batch, length], 1 where a token stands.
+        """
+        graph = self._graph
+        parts = graph.add_many("Split", merged, names=["", "", ""], axis=-1, num_outputs=3)
+        return graph.add(
+            "MultiHeadAttention", *parts, "", mask, domain=CONTRIB, num_heads=heads, name=name
+        )
+
+    def norm(self, name: str, x: str, residual: str | None = None) -> str:
+        """LayerNorm of `x`, or of `x + residual`."""
+        graph, module = self._graph, self._model.get_submodule(name)
+        if not isinstance(module, nn.LayerNorm):
+            raise CheckpointError(f"{name} is a {type(module).__name__}, not a LayerNorm.")
+        if residual is not None:
+            x = graph.add("Add", x, residual)
+        return graph.add(
+            "LayerNormalization",
+            x,
+            graph.constant(f"{name}.weight", _array(module.weight)),
+            graph.constant(f"{name}.bias", _array(module.bias)),
+            name=name,
+            axis=-1,
+            epsilon=module.eps,
+        )
+
+    def activation(self, name: str, x: str) -> str:
+        """The activation function of the module `name`."""
+        kind = type(self._model.get_submodule(name)).__name__
+        if kind in _GELU:
+            return self._graph.add("Gelu", x, approximate=_GELU[kind])
+        if kind in {"ReLU", "Tanh", "Sigmoid"}:
+            return self._graph.add({"ReLU": "Relu"}.get(kind, kind), x)
+        raise CheckpointError(
+            f"{name} is a {kind}; the cpu target writes GELU (exact and tanh), ReLU, Tanh and "
+            f"Sigmoid. Check `hidden_act` in the checkpoint's config.json."
+        )
+
+
+# The classes that transformers makes of `hidden_act`, and ONNX's name for their formula.
+_GELU = {
+    "GELUActivation": "none",
+    "GELU": "none",
+    "GELUTanh": "tanh",
+    "NewGELUActivation": "tanh",
+    "PytorchGELUTanh": "tanh",
+    "FastGELUActivation": "tanh",
+}
+
+
+def _array(tensor: Tensor | nn.Parameter) -> np.ndarray:
+    values: np.ndarray = tensor.detach().cpu().numpy()
+    return values
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor:
+    value = getattr(module, name)
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"{type(module).__name__}.{name} is not a tensor.")
+    return value.float()
+
+
+def _merged_bias(biases: list[Tensor | None]) -> np.ndarray | None:
+    present = [_array(bias) for bias in biases if bias is not None]
+    return np.concatenate(present) if len(present) == len(biases) else None

@@ -1,0 +1,95 @@
+"""A small writer of ONNX graphs: nodes in order, named initializers, no inference."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+__all__ = ["GraphWriter"]
+
+OPSET = 20  # Gelu as one operator; read by onnxruntime 1.17 and later
+IR_VERSION = 9
+CONTRIB = "com.microsoft"
+
+
+class GraphWriter:
+    """Collects nodes and initializers; every value is known by its name.
+
+    Nodes are written in the order of computation, so the graph is sorted as it stands.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._unnamed = 0
+
+    def add(
+        self,
+        operator: str,
+        *inputs: str,
+        name: str = "",
+        domain: str = "",
+        **attributes: Any,  # noqa: ANN401
+    ) -> str:
+        """Append a node of one output and return that output's name; "" leaves an input out."""
+        return self.add_many(operator, *inputs, names=[name], domain=domain, **attributes)[0]
+
+    def add_many(
+        self,
+        operator: str,
+        *inputs: str,
+        names: Sequence[str],
+        domain: str = "",
+        **attributes: Any,  # noqa: ANN401
+    ) -> list[str]:
+        """Append a node of several outputs; an empty name is made up."""
+        outputs = [name or self._fresh(operator) for name in names]
+        node = helper.make_node(
+            operator, list(inputs), outputs, name=outputs[0], domain=domain, **attributes
+        )
+        self._nodes.append(node)
+        return outputs
+
+    def constant(self, name: str, values: np.ndarray) -> str:
+        """Add an initializer once; a second call with the same name reuses it."""
+        if name not in self._initializers:
+            # Not ascontiguousarray, which would make a scalar one-dimensional.
+            packed = np.array(values, order="C")
+            self._initializers[name] = numpy_helper.from_array(packed, name)
+        return name
+
+    def finish(
+        self,
+        inputs: Mapping[str, Sequence[str]],
+        output: str,
+        output_shape: Sequence[str | int],
+        metadata: Mapping[str, str],
+    ) -> onnx.ModelProto:
+        """The checked model: int64 inputs with the given dimension names, one float output."""
+        graph = helper.make_graph(
+            self._nodes,
+            "quantkit",
+            [
+                helper.make_tensor_value_info(name, TensorProto.INT64, list(shape))
+                for name, shape in inputs.items()
+            ],
+            [helper.make_tensor_value_info(output, TensorProto.FLOAT, list(output_shape))],
+            list(self._initializers.values()),
+        )
+        domains = {node.domain for node in self._nodes} - {""}
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)]
+            + [helper.make_opsetid(domain, 1) for domain in sorted(domains)],
+            ir_version=IR_VERSION,
+            producer_name="quantkit",
+        )
+        helper.set_model_props(model, dict(metadata))
+        onnx.checker.check_model(model)
+        return model
+
+    def _fresh(self, operator: str) -> str:
+        self._unnamed += 1
+        return f"{operator}_{self._unnamed}"

@@ -1,0 +1,87 @@
+"""Files and folders that appear under their final name only when they are complete."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import OutputExistsError, QuantkitError
+
+__all__ = ["new_file", "new_folder", "read_json", "write_json", "write_text"]
+
+
+@contextmanager
+def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes `target` if the block ends without an exception.
+
+    With `overwrite`, an earlier `target` stays in place until the new one is complete.
+
+    Raises:
+        OutputExistsError: `target` exists, is not empty, and `overwrite` is false.
+    """
+    if not overwrite and target.exists() and any(target.iterdir()):
+        raise OutputExistsError(
+            f"{target} exists already. Pass --overwrite to replace it, or choose another "
+            f"name with --name."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        yield partial
+        if target.exists():
+            retired = partial.with_name(partial.name + ".old")
+            target.replace(retired)
+            partial.replace(target)
+            shutil.rmtree(retired)
+        else:
+            partial.replace(target)
+        target.chmod(0o755)
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial)
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` that replaces it if the block ends without an exception."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write UTF-8 text under `target` in one step."""
+    with new_file(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, value: object) -> None:
+    """Write `value` as indented JSON under `target` in one step."""
+    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(source: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        QuantkitError: the file is not there, or does not hold a JSON object.
+    """
+    try:
+        value = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise QuantkitError(f"{source}: no such file.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise QuantkitError(
+            f"{source} is not JSON ({problem}). The file is damaged: make it again."
+        ) from None
+    if not isinstance(value, dict):
+        raise QuantkitError(f"{source} holds a {type(value).__name__}, not a JSON object.")
+    return value

@@ -1,0 +1,294 @@
+"""Post-training quantization: from a float model and calibration batches to integers."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from quantkit.algorithms import smoothquant
+from quantkit.algorithms.smoothquant import SmoothQuant
+from quantkit.calibration import (
+    Batch,
+    InputStatistics,
+    collect_histograms,
+    collect_statistics,
+)
+from quantkit.calibrators.histogram import Histogram
+from quantkit.encoder import EncoderPlan, SharedInput, describe
+from quantkit.errors import CheckpointError, DataError
+from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear
+from quantkit.numerics import (
+    asymmetric_grid,
+    quantize as to_codes,
+    scale_and_zero_point,
+    symmetric_grid,
+)
+from quantkit.placement import Plan, decide, quantized_inputs, swap
+from quantkit.recipe import Recipe
+
+__all__ = ["InputDecision", "Quantized", "check_finite", "quantize"]
+
+# Above this share of texts with a clipped token, a calibrator is suspected of cutting off
+# activations that the model needs.
+CLIPPED_TEXTS_WARNING = 0.01
+
+
+@dataclass(frozen=True)
+class InputDecision:
+    """What was chosen for one tensor that Linears read."""
+
+    linears: tuple[str, ...]
+    alpha: float | None  # of SmoothQuant; None without smoothing
+    folded: bool  # the smoothing vector moved into the producer
+    low: float  # range of the grid, after smoothing
+    high: float
+    error: float | None  # mean relative squared error of the product on sampled rows
+    clipped_texts: float  # share of calibration texts with a value outside the range
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model with the decisions that led to it."""
+
+    model: PreTrainedModel
+    plan: Plan
+    recipe: Recipe
+    decisions: tuple[InputDecision, ...]
+    notes: tuple[str, ...]
+    trimmed_rows: int  # word embedding rows removed
+
+    def decisions_json(self) -> list[dict[str, Any]]:
+        """The decisions as plain mappings."""
+        return [asdict(decision) for decision in self.decisions]
+
+
+@dataclass(frozen=True)
+class _Input:
+    """Smoothing and range of one shared input, while modules are being made."""
+
+    vector: Tensor | None  # s [in]
+    folded: bool
+    quantizer: InputQuantizer
+
+
+def quantize(
+    model: PreTrainedModel,
+    calibration: Iterable[Batch],
+    *,
+    recipe: Recipe | None = None,
+    reachable_rows: int | None = None,
+) -> Quantized:
+    """Quantize a float classifier; `model` itself is left as it is.
+
+    Args:
+        model: any model that `AutoModelForSequenceClassification` makes of a BERT checkpoint.
+        calibration: batches as a Hugging Face tokenizer makes them with
+            `return_tensors="pt"`; padding is ignored through `attention_mask`.
+        recipe: the slots from `weights` to `skip` are read; default: W8A8 as documented.
+        reachable_rows: word embedding rows to keep, the tokenizer's largest id plus one;
+            None keeps all.
+
+    Raises:
+        CheckpointError: weights or activations that are not finite, or an unknown family.
+        DataError: no calibration batch, or token ids beyond `reachable_rows`.
+        RecipeError: a skip pattern that matches nothing.
+    """
+    recipe = recipe or Recipe(name="default", task="none", model="none")
+    check_finite(model)
+    encoder = describe(model)
+    plan = decide(encoder, recipe)
+    batches = list(calibration)
+    _check_ids(batches, reachable_rows)
+    shared_inputs = quantized_inputs(encoder, plan)
+    statistics = collect_statistics(model, shared_inputs, batches, recipe.calibration.seed)
+    smoothed = {
+        shared: _smooth(model, shared, statistics[shared], recipe) for shared in shared_inputs
+    }
+    inputs, decisions = _input_quantizers(model, plan, statistics, smoothed, batches, recipe)
+    modules = _linears(model, inputs, recipe)
+    embeddings, trimmed = _embeddings(model, encoder, plan, recipe, reachable_rows)
+    result = _copy_without(model, {**modules, **embeddings})
+    swap(result, {**modules, **embeddings})
+    if trimmed:
+        result.config.vocab_size -= trimmed
+    return Quantized(
+        result.eval(), plan, recipe, tuple(decisions), _notes(decisions, recipe), trimmed
+    )
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse weights that no integer can stand for.
+
+    Raises:
+        CheckpointError: naming the first tensor that holds NaN or infinity.
+    """
+    for name, tensor in model.named_parameters():
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise CheckpointError(
+                f"The weight {name} holds {bad} values that are NaN or infinite, of "
+                f"{tensor.numel()}. The checkpoint is broken (often a training run that "
+                f"diverged): take an earlier one, or train again with a lower learning rate."
+            )
+
+
+def _check_ids(batches: list[Batch], reachable_rows: int | None) -> None:
+    if reachable_rows is None:
+        return
+    largest = max((int(batch["input_ids"].max()) for batch in batches), default=0)
+    if largest >= reachable_rows:
+        raise DataError(
+            f"Calibration holds token id {largest}, but the tokenizer reaches only ids below "
+            f"{reachable_rows}: texts were tokenized with another tokenizer than the model's."
+        )
+
+
+def _weight(model: nn.Module, shared: SharedInput) -> Tensor:
+    """The weights that read one tensor, stacked [out, in], float32."""
+    return torch.cat([_linear(model, name).weight.detach().float() for name in shared.linears])
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    module = model.get_submodule(name)
+    if not isinstance(module, nn.Linear):
+        raise CheckpointError(
+            f"{name} is a {type(module).__name__}, not a Linear. Is the model quantized already?"
+        )
+    return module
+
+
+def _smooth(
+    model: nn.Module, shared: SharedInput, statistics: InputStatistics, recipe: Recipe
+) -> smoothquant.Smoothed | None:
+    if not isinstance(recipe.smoothing, SmoothQuant):
+        return None
+    return smoothquant.search(
+        statistics.rows,
+        statistics.low,
+        statistics.high,
+        _weight(model, shared),
+        recipe.smoothing.alphas,
+        asymmetric_grid(recipe.activations.bits),
+        symmetric_grid(recipe.weights.bits),
+    )
+
+
+def _input_quantizers(
+    model: nn.Module,
+    plan: Plan,
+    statistics: Mapping[SharedInput, InputStatistics],
+    smoothed: Mapping[SharedInput, smoothquant.Smoothed | None],
+    batches: list[Batch],
+    recipe: Recipe,
+) -> tuple[dict[SharedInput, _Input], list[InputDecision]]:
+    """Scale, zero point and multiplier of every shared input."""
+    multipliers = {s: None if c is None else 1.0 / c.vector for s, c in smoothed.items()}
+    observed = {
+        shared: _observed_range(statistics[shared], multipliers[shared]) for shared in statistics
+    }
+    calibrator = recipe.activations.calibrator
+    histograms: Mapping[SharedInput, Histogram] = {}
+    if calibrator.needs_histogram:
+        histograms = collect_histograms(model, observed, multipliers, batches)
+    inputs: dict[SharedInput, _Input] = {}
+    decisions = []
+    grid = asymmetric_grid(recipe.activations.bits)
+    for shared, choice in smoothed.items():
+        histogram = histograms.get(shared)
+        low, high = calibrator.range(*observed[shared], histogram)
+        scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), grid)
+        folded = (
+            choice is not None and shared.producer is not None and plan.quantized(shared.producer)
+        )
+        quantizer = InputQuantizer(scale, zero_point, None if folded else multipliers[shared])
+        inputs[shared] = _Input(None if choice is None else choice.vector, folded, quantizer)
+        decisions.append(
+            InputDecision(
+                shared.linears,
+                None if choice is None else choice.alpha,
+                folded,
+                low,
+                high,
+                None if choice is None else choice.error,
+                0.0 if histogram is None else histogram.clipped_texts(low, high),
+            )
+        )
+    return inputs, decisions
+
+
+def _observed_range(statistics: InputStatistics, multiplier: Tensor | None) -> tuple[float, float]:
+    """Extremes of the smoothed tensor: exact, since smoothing acts on whole channels."""
+    factor = torch.ones_like(statistics.low) if multiplier is None else multiplier
+    return float((statistics.low * factor).amin()), float((statistics.high * factor).amax())
+
+
+def _linears(
+    model: nn.Module, inputs: Mapping[SharedInput, _Input], recipe: Recipe
+) -> dict[str, nn.Module]:
+    """A QuantLinear for every Linear of `inputs`."""
+    folds = {
+        shared.producer: 1.0 / entry.vector
+        for shared, entry in inputs.items()
+        if entry.folded and entry.vector is not None
+    }
+    grid = symmetric_grid(recipe.weights.bits)
+    modules: dict[str, nn.Module] = {}
+    for shared, entry in inputs.items():
+        for name in shared.linears:
+            linear = _linear(model, name)
+            weight = linear.weight.detach().float()
+            if entry.vector is not None:
+                weight = weight * entry.vector
+            bound = weight.abs().amax(1, keepdim=True)
+            scale, zero_point = scale_and_zero_point(-bound, bound, grid)
+            codes = recipe.rounding.round(weight, scale, zero_point, grid)
+            bias = None if linear.bias is None else linear.bias.detach().float().clone()
+            # A factor per output channel leaves the codes as they are: only scale and bias move.
+            if (factor := folds.get(name)) is not None:
+                scale = scale * factor[:, None]
+                bias = None if bias is None else bias * factor
+            modules[name] = QuantLinear(codes, scale, bias, entry.quantizer)
+    return modules
+
+
+def _embeddings(
+    model: nn.Module, encoder: EncoderPlan, plan: Plan, recipe: Recipe, reachable: int | None
+) -> tuple[dict[str, nn.Module], int]:
+    """A QuantEmbedding for every planned table, and the number of word rows removed."""
+    grid = symmetric_grid(recipe.embeddings.bits)
+    modules: dict[str, nn.Module] = {}
+    trimmed = 0
+    for name in encoder.embeddings:
+        if not plan.quantized(name):
+            continue
+        table = model.get_submodule(name).weight.detach().float()  # type: ignore[union-attr, operator]
+        if name == encoder.word_embeddings and recipe.embeddings.trim and reachable is not None:
+            trimmed = max(0, len(table) - reachable)
+            table = table[: len(table) - trimmed]
+        bound = table.abs().amax(1, keepdim=True)
+        scale, zero_point = scale_and_zero_point(-bound, bound, grid)
+        modules[name] = QuantEmbedding(to_codes(table, scale, zero_point, grid), scale)
+    return modules, trimmed
+
+
+def _copy_without(model: PreTrainedModel, replaced: Mapping[str, nn.Module]) -> PreTrainedModel:
+    """A deep copy that shares the tensors of modules about to be replaced: no memory twice."""
+    shared = [p for name in replaced for p in model.get_submodule(name).parameters()]
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in shared})
+
+
+def _notes(decisions: list[InputDecision], recipe: Recipe) -> tuple[str, ...]:
+    clipped = [d for d in decisions if d.clipped_texts > CLIPPED_TEXTS_WARNING]
+    if not clipped:
+        return ()
+    worst = max(clipped, key=lambda decision: decision.clipped_texts)
+    return (
+        f"The {recipe.activations.calibrator.name} calibrator clips a token in more than 1 % of "
+        f"the calibration texts at {len(clipped)} of {len(decisions)} inputs (most: "
+        f"{worst.clipped_texts:.0%} at {worst.linears[0]}). Massive activations carry meaning in "
+        f"BERT: `calibrator: {{name: minmax}}` keeps them.",
+    )

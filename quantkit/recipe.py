@@ -1,0 +1,238 @@
+"""The recipe: named slots, each a frozen dataclass that is also the configuration of its part.
+
+Slots cannot stand in the wrong order, and a new algorithm is one file plus its name in one
+union. Loading is strict: all problems of a file are listed at once, each with the path of
+its key and, for a misspelt one, the nearest right spelling.
+"""
+
+import difflib
+import hashlib
+import json
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from quantkit.algorithms.nearest import Nearest
+from quantkit.algorithms.smoothquant import NoSmoothing, SmoothQuant
+from quantkit.calibrators import Calibrator, MinMax
+from quantkit.config import STRICT
+from quantkit.errors import RecipeError
+
+__all__ = [
+    "Activations",
+    "Bench",
+    "Calibration",
+    "Embeddings",
+    "Export",
+    "Finetune",
+    "Recipe",
+    "Weights",
+    "builtin_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_hash",
+    "with_bits",
+]
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Named = Field(discriminator="name")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Finetune:
+    """Fine-tuning: AdamW, linear warm-up and decay, the best epoch by validation score."""
+
+    epochs: Positive = 3
+    batch_size: Positive = 32
+    lr: Annotated[float, Field(gt=0.0)] = 2e-5
+    warmup: Share = 0.1  # share of all steps
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    dropout: Share = 0.1
+    gradient_clip: Annotated[float, Field(gt=0.0)] = 1.0  # global L2 norm
+    precision: Literal["fp32", "bf16"] = "fp32"
+    save_every: Positive = 200  # steps between states a killed run can resume from
+    seed: int = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Calibration:
+    """Which training texts the ranges are taken from."""
+
+    samples: Positive = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Weights:
+    """Grid of the encoder's weights: symmetric, one scale per output channel."""
+
+    bits: Literal[8] = 8
+    per: Literal["channel"] = "channel"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Activations:
+    """Grid of the Linears' inputs: static, asymmetric, one scale per tensor."""
+
+    bits: Literal[8] = 8
+    symmetric: Literal[False] = False
+    calibrator: Annotated[Calibrator, Named] = Field(default_factory=MinMax)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Embeddings:
+    """Grid of the embedding tables: symmetric, one scale per row.
+
+    `trim` removes the word rows above the largest id the tokenizer can produce.
+    """
+
+    bits: Literal[8] = 8
+    per: Literal["row"] = "row"
+    trim: bool = True
+
+
+@dataclass(frozen=True, config=STRICT)
+class Export:
+    """Where the ONNX file is to run."""
+
+    target: Literal["cpu"] = "cpu"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Bench:
+    """Shapes and repetitions of the latency measurement."""
+
+    batches: tuple[Positive, ...] = (1, 8)
+    lengths: tuple[Positive, ...] = (32, 128)  # tokens; those over max_length are left out
+    rounds: Positive = 5  # interleaved between the candidates
+    repeats: Positive = 20  # timed calls per shape and round
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recipe:
+    """One whole line from text to a measured ONNX file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    task: str
+    model: str
+    max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; null: the model's limit
+    finetune: Finetune = Field(default_factory=Finetune)
+    calibration: Calibration = Field(default_factory=Calibration)
+    weights: Weights = Field(default_factory=Weights)
+    activations: Activations = Field(default_factory=Activations)
+    embeddings: Embeddings = Field(default_factory=Embeddings)
+    smoothing: Annotated[SmoothQuant | NoSmoothing, Named] = Field(default_factory=SmoothQuant)
+    rounding: Nearest = Field(default_factory=Nearest)
+    skip: tuple[str, ...] = ("classifier",)  # patterns over module names that stay in float
+    export: Export = Field(default_factory=Export)
+    bench: Bench = Field(default_factory=Bench)
+
+
+_ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+
+
+def parse_recipe(values: object, source: str) -> Recipe:
+    """Build a recipe from plain mappings; `source` names the file in messages.
+
+    Raises:
+        RecipeError: one message that lists every problem.
+    """
+    if not isinstance(values, dict):
+        raise RecipeError(f"{source}: a recipe is a mapping of slots, e.g. `task: smsa`.")
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as problem:
+        lines = [_explain(dict(entry)) for entry in problem.errors()]
+        raise RecipeError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from a YAML file, or a shipped one by its file name.
+
+    Raises:
+        RecipeError: no such file, not YAML, or not a recipe.
+    """
+    path = Path(path)
+    if not path.is_file():
+        shipped = _shipped_folder() / path.name
+        if not shipped.is_file():
+            known = ", ".join(sorted(file.name for file in _shipped_folder().glob("*.yaml")))
+            raise RecipeError(f"{path}: no such recipe. Shipped recipes: {known}.")
+        path = shipped
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise RecipeError(f"{path} is not YAML: {problem}") from None
+    return parse_recipe(values, str(path))
+
+
+def builtin_recipe() -> Recipe:
+    """The recipe of the built-in data and model."""
+    return load_recipe(_shipped_folder() / "builtin.yaml")
+
+
+def with_bits(recipe: Recipe, bits: int) -> Recipe:
+    """The recipe with weights at `bits` bits.
+
+    Raises:
+        RecipeError: a number of bits that is not supported.
+    """
+    values = asdict(recipe)
+    values["weights"] = {"bits": bits, "per": recipe.weights.per}
+    return replace(recipe, weights=parse_recipe(values, "--bits").weights)
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """First 16 hex digits of the SHA-256 of the resolved recipe as canonical JSON."""
+    canonical = json.dumps(asdict(recipe), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _shipped_folder() -> Path:
+    """The recipes in an installed wheel, or beside the package in a checkout."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def _explain(entry: dict[str, Any]) -> str:
+    """One validation problem in words: path, what was found, what would be right."""
+    location = [str(part) for part in entry["loc"]]
+    path = ".".join(location)
+    if entry["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
+        known = _keys_at(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(known)}."
+        return f"unknown key {path}. {hint}"
+    if entry["type"].startswith("missing"):
+        return f"{path} is missing. Add it: every recipe needs name, task and model."
+    if entry["type"] == "literal_error":
+        return f"{path} is {entry['input']!r}; quantkit supports {entry['ctx']['expected']}."
+    if entry["type"] == "union_tag_invalid":
+        expected = entry["ctx"]["expected_tags"]
+        return f"{path}.name is {entry['ctx']['tag']!r}; quantkit supports {expected}."
+    return f"{path} is {entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}."
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    """The keys that are allowed at a path; a union's member is found by its name tag."""
+    here: Any = Recipe
+    for part in location:
+        if is_dataclass(here):
+            here = get_type_hints(here)[part]
+        else:
+            here = next(m for m in _members(here) if get_type_hints(m)["name"] == Literal[part])
+    members = _members(here)
+    return [field.name for member in members if is_dataclass(member) for field in fields(member)]
+
+
+def _members(kind: Any) -> list[Any]:  # noqa: ANN401
+    if get_origin(kind) is Annotated:
+        return _members(get_args(kind)[0])
+    if get_origin(kind) is Union or type(kind).__name__ == "UnionType":
+        return [member for part in get_args(kind) for member in _members(part)]
+    return [kind]
