@@ -32,6 +32,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
         yield partial
+        _usual_permissions(partial)
         if target.exists():
             retired = partial.with_name(partial.name + ".old")
             target.replace(retired)
@@ -39,7 +40,6 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(retired)
         else:
             partial.replace(target)
-        target.chmod(0o755)
     finally:
         if partial.exists():
             shutil.rmtree(partial)
@@ -85,3 +85,12 @@ def read_json(source: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise QuantkitError(f"{source} holds a {type(value).__name__}, not a JSON object.")
     return value
+
+
+def _usual_permissions(folder: Path) -> None:
+    """Give what temporary names and safetensors keep to one user the permissions of any file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

@@ -1,0 +1,170 @@
+"""The packed checkpoint: the integers themselves, as a folder without pickle.
+
+    quantkit.safetensors   codes, scales and the float rest; never named model.safetensors,
+                           which a plain `from_pretrained` would load as a random model
+    quantkit.json          format number, plan, recipe, decisions, token limit, sizes
+    config.json            the model's, with quantization_config {quant_method: quantkit}
+    tokenizer.json ...     the tokenizer's files
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from quantkit import __version__
+from quantkit.encoder import EncoderPlan, describe
+from quantkit.errors import CheckpointError
+from quantkit.files import read_json, write_json
+from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear
+from quantkit.placement import Plan, quantized_inputs, swap
+from quantkit.ptq import Quantized
+from quantkit.recipe import Recipe, parse_recipe, recipe_hash
+
+__all__ = ["FORMAT", "METADATA", "WEIGHTS", "Packed", "empty_modules", "load_packed", "save_packed"]
+
+FORMAT = 1
+WEIGHTS = "quantkit.safetensors"
+METADATA = "quantkit.json"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed checkpoint in memory."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    plan: Plan
+    recipe: Recipe
+    max_length: int
+    metadata: dict[str, Any]
+
+
+def save_packed(
+    quantized: Quantized,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    max_length: int,
+) -> None:
+    """Write a packed checkpoint into `folder`, which exists; see `files.new_folder`."""
+    model = quantized.model
+    save_file(_tensors(model), folder / WEIGHTS, metadata={"format": "pt"})
+    config = model.config.to_dict()
+    config["architectures"] = [type(model).__name__]
+    config["quantization_config"] = {"quant_method": "quantkit", "format": FORMAT}
+    write_json(folder / "config.json", config)
+    tokenizer.save_pretrained(folder)
+    write_json(
+        folder / METADATA,
+        {
+            "format": FORMAT,
+            "quantkit_version": __version__,
+            "recipe": asdict(quantized.recipe),
+            "recipe_hash": recipe_hash(quantized.recipe),
+            "max_length": max_length,
+            "trimmed_rows": quantized.trimmed_rows,
+            "plan": quantized.plan.to_json(),
+            "decisions": quantized.decisions_json(),
+            "notes": list(quantized.notes),
+        },
+    )
+
+
+def load_packed(folder: str | Path) -> Packed:
+    """Load a packed checkpoint; every tensor equals the saved one bit for bit.
+
+    Raises:
+        CheckpointError: not a packed checkpoint, of a newer format, or damaged.
+    """
+    folder = Path(folder)
+    if not (folder / METADATA).is_file():
+        raise CheckpointError(
+            f"{folder} is not a packed checkpoint: it holds no {METADATA}. "
+            f"Make one with: quantkit ptq {folder}"
+        )
+    metadata = read_json(folder / METADATA)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / METADATA} has format {metadata.get('format')!r}; this quantkit reads "
+            f"format {FORMAT}. Upgrade quantkit, or quantize again."
+        )
+    tensors = _read(folder / WEIGHTS)
+    plan = Plan.from_json(metadata["plan"])
+    config = AutoConfig.from_pretrained(folder)
+    model = getattr(transformers, config.architectures[0])._from_config(config)
+    swap(model, empty_modules(model, plan, tensors))
+    wanted = set(_tensors(model))
+    if wanted != set(tensors):
+        odd = sorted(wanted ^ set(tensors))[0]
+        raise CheckpointError(
+            f"{folder / WEIGHTS} does not fit its {METADATA}: {odd} is in only one of them. "
+            f"The folder is damaged: quantize again."
+        )
+    model.load_state_dict(tensors, strict=False)
+    return Packed(
+        model.eval(),
+        AutoTokenizer.from_pretrained(folder),
+        plan,
+        parse_recipe(metadata["recipe"], str(folder / METADATA)),
+        int(metadata["max_length"]),
+        metadata,
+    )
+
+
+def empty_modules(
+    model: nn.Module, plan: Plan, tensors: dict[str, Tensor]
+) -> dict[str, nn.Module]:
+    """Quantized modules of the shapes and dtypes that the checkpoint holds, by module name."""
+    encoder: EncoderPlan = describe(model)
+    modules: dict[str, nn.Module] = {
+        name: QuantEmbedding(*(_like(tensors, f"{name}.{part}") for part in ("codes", "scale")))
+        for name in encoder.embeddings
+        if plan.quantized(name)
+    }
+    for shared in quantized_inputs(encoder, plan):
+        prefix = f"{shared.linears[0]}.input"
+        multiplier = (
+            _like(tensors, f"{prefix}.multiplier") if f"{prefix}.multiplier" in tensors else None
+        )
+        quantizer = InputQuantizer(
+            _like(tensors, f"{prefix}.scale"), _like(tensors, f"{prefix}.zero_point"), multiplier
+        )
+        for name in shared.linears:
+            bias = _like(tensors, f"{name}.bias") if f"{name}.bias" in tensors else None
+            modules[name] = QuantLinear(
+                _like(tensors, f"{name}.codes"), _like(tensors, f"{name}.scale"), bias, quantizer
+            )
+    return modules
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with each shared tensor once, under the name of its first reader."""
+    kept = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    return {
+        name: tensor.contiguous() for name, tensor in model.state_dict().items() if name in kept
+    }
+
+
+def _like(tensors: dict[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise CheckpointError(
+            f"The packed checkpoint lacks {name}. The folder is damaged: quantize again."
+        )
+    return torch.empty_like(tensors[name])
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (FileNotFoundError, SafetensorError) as problem:
+        raise CheckpointError(
+            f"{path} cannot be read ({problem}). The folder is damaged: quantize again."
+        ) from None
