@@ -8,7 +8,8 @@ its key and, for a misspelt one, the nearest right spelling.
 import difflib
 import hashlib
 import json
-from dataclasses import asdict, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -36,6 +37,7 @@ __all__ = [
     "parse_recipe",
     "recipe_hash",
     "with_bits",
+    "with_changes",
 ]
 
 Positive = Annotated[int, Field(gt=0)]
@@ -182,9 +184,26 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
     Raises:
         RecipeError: a number of bits that is not supported.
     """
-    values = asdict(recipe)
-    values["weights"] = {"bits": bits, "per": recipe.weights.per}
-    return replace(recipe, weights=parse_recipe(values, "--bits").weights)
+    return with_changes(recipe, {"weights.bits": bits})
+
+
+def with_changes(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
+    """The recipe with values changed at dotted paths, checked like a file.
+
+    Raises:
+        RecipeError: an unknown path, or a value that does not fit; text is read as YAML.
+    """
+    values: dict[str, Any] = asdict(recipe)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        slot = values
+        for parent in parents:
+            below = slot.setdefault(parent, {})
+            if not isinstance(below, dict):
+                raise RecipeError(f"{path}: {parent} is a value, not a section.")
+            slot = below
+        slot[last] = yaml.safe_load(value) if isinstance(value, str) else value
+    return parse_recipe(values, "recipe")
 
 
 def recipe_hash(recipe: Recipe) -> str:

@@ -1,1 +1,5 @@
-"""Export."""
+"""From a model in memory to a verified ONNX folder."""
+
+from quantkit.export.folder import Exported, export
+
+__all__ = ["Exported", "export"]

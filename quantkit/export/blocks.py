@@ -1,0 +1,167 @@
+"""Tests (a) and (b) of the parity gate: each piece of the file against the model's own.
+
+Every piece is fed the file's own values, so an error cannot hide behind an earlier one and
+a rounding flip cannot spread.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from quantkit.encoder import EncoderPlan, LayerPlan, SharedInput
+from quantkit.export.bert import attention_name
+from quantkit.export.cpu import codes_name, product_name
+from quantkit.modules import QuantLinear
+
+__all__ = ["BlockErrors", "block_taps", "check_blocks"]
+
+
+@dataclass
+class BlockErrors:
+    """The worst errors so far."""
+
+    products: int = 0
+    inexact_products: int = 0
+    relative_error: float = 0.0
+    code_distance: int = 0
+    code_share: float = 0.0
+
+    def floats(self, found: np.ndarray, expected: Tensor) -> None:
+        """Compare a float value: largest difference over largest magnitude."""
+        reference = expected.detach().numpy()
+        scale = float(np.abs(reference).max()) or 1.0
+        error = float(np.abs(found - reference).max()) / scale
+        # NaN compares false with everything: count it as infinitely wrong.
+        self.relative_error = max(self.relative_error, error if error == error else np.inf)  # noqa: PLR0124
+
+    def codes(self, found: np.ndarray, expected: Tensor) -> None:
+        """Compare codes: how far, and in what share of places."""
+        distance = np.abs(found.astype(np.int32) - expected.numpy().astype(np.int32))
+        self.code_distance = max(self.code_distance, int(distance.max()))
+        self.code_share = max(self.code_share, float((distance > 0).mean()))
+
+
+def block_taps(plan: EncoderPlan, model: PreTrainedModel) -> dict[str, int]:
+    """The inner values that the tests read, with their element types."""
+    floats = [plan.embedding_norm]
+    for layer in plan.layers:
+        floats += [layer.attention_norm, layer.output_norm, attention_name(layer)]
+    shared_inputs = list(plan.inputs())
+    floats += [product_name(shared) for shared in shared_inputs]
+    integers = [codes_name(shared) for shared in shared_inputs if _quantized(model, shared)]
+    return {
+        **dict.fromkeys(floats, onnx.TensorProto.FLOAT),
+        **dict.fromkeys(integers, onnx.TensorProto.UINT8),
+    }
+
+
+@torch.inference_mode()
+def check_blocks(
+    model: PreTrainedModel,
+    plan: EncoderPlan,
+    arrays: dict[str, np.ndarray],
+    values: dict[str, np.ndarray],
+    errors: BlockErrors,
+) -> None:
+    """Hold every tapped value of one batch against what the model makes of its inputs."""
+    errors.floats(values[plan.embedding_norm], _embedded(model, plan, arrays))
+    hidden = values[plan.embedding_norm]
+    mask = torch.from_numpy(arrays["attention_mask"]).bool()
+    for layer in plan.layers:
+        hidden = _check_layer(model, plan, layer, hidden, mask, values, errors)
+    _check_linear(model, plan.pooler, torch.from_numpy(hidden[:, 0]), values, errors)
+    pooled = torch.from_numpy(values[product_name(plan.pooler)]).tanh()
+    _check_linear(model, plan.classifier, pooled, values, errors)
+    errors.floats(
+        values["logits"], torch.from_numpy(values[product_name(plan.classifier)])
+    )
+
+
+def _check_layer(
+    model: PreTrainedModel,
+    plan: EncoderPlan,
+    layer: LayerPlan,
+    hidden: np.ndarray,
+    mask: Tensor,
+    values: dict[str, np.ndarray],
+    errors: BlockErrors,
+) -> np.ndarray:
+    """One layer, from its input to its output, both the file's own."""
+
+    def product(shared: SharedInput, x: Tensor) -> Tensor:
+        _check_linear(model, shared, x, values, errors)
+        return torch.from_numpy(values[product_name(shared)])
+
+    def norm(name: str, x: Tensor, residual: np.ndarray) -> np.ndarray:
+        errors.floats(values[name], model.get_submodule(name)(x + torch.from_numpy(residual)))
+        return values[name]
+
+    merged = product(layer.query_key_value, torch.from_numpy(hidden))
+    errors.floats(values[attention_name(layer)], _attention(merged, mask, plan.heads))
+    context = torch.from_numpy(values[attention_name(layer)])
+    middle = norm(layer.attention_norm, product(layer.attention_output, context), hidden)
+    inner = product(layer.intermediate, torch.from_numpy(middle))
+    active = model.get_submodule(layer.activation)(inner)
+    return norm(layer.output_norm, product(layer.output, active), middle)
+
+
+def _check_linear(
+    model: PreTrainedModel,
+    shared: SharedInput,
+    x: Tensor,
+    values: dict[str, np.ndarray],
+    errors: BlockErrors,
+) -> None:
+    """The codes of `x`, then test (a) on the product of the file's own codes."""
+    found = values[product_name(shared)]
+    modules = [model.get_submodule(name) for name in shared.linears]
+    if not _quantized(model, shared):
+        errors.floats(found, torch.cat([module(x) for module in modules], dim=-1))
+        return
+    codes = values[codes_name(shared)]
+    quantized = [module for module in modules if isinstance(module, QuantLinear)]
+    errors.codes(codes, quantized[0].input(x))
+    expected = np.concatenate([_exact_product(codes, module) for module in quantized], axis=-1)
+    errors.products += found.size
+    errors.inexact_products += int((found != expected).sum())
+
+
+def _exact_product(codes: np.ndarray, module: QuantLinear) -> np.ndarray:
+    """Test (a)'s reference, in NumPy: the accumulator is exact in float64, below 2**53."""
+    centred = codes.astype(np.float64) - float(module.input.zero_point)
+    accumulator = centred @ module.codes.numpy().astype(np.float64).T
+    factor = np.float32(module.input.scale) * module.scale.numpy()[:, 0]
+    result: np.ndarray = accumulator.astype(np.float32) * factor
+    return result if module.bias is None else result + module.bias.numpy()
+
+
+def _attention(merged: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """Softmax attention over merged query, key and value [batch, length, 3 hidden]."""
+    batch, length, width = merged.shape
+    parts = merged.view(batch, length, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
+    context = torch.nn.functional.scaled_dot_product_attention(
+        *parts, attn_mask=mask[:, None, None, :]
+    )
+    return context.transpose(1, 2).reshape(batch, length, width // 3)
+
+
+def _embedded(
+    model: PreTrainedModel, plan: EncoderPlan, arrays: dict[str, np.ndarray]
+) -> Tensor:
+    """The embedding block of the model itself."""
+    module = model.get_submodule(plan.embedding_norm.rpartition(".")[0])
+    result: Tensor = module(
+        input_ids=torch.from_numpy(arrays["input_ids"]),
+        token_type_ids=torch.from_numpy(arrays["token_type_ids"]),
+    )
+    return result
+
+
+def _quantized(model: PreTrainedModel, shared: SharedInput) -> bool:
+    return isinstance(model.get_submodule(shared.linears[0]), QuantLinear)
+
+

@@ -1,0 +1,119 @@
+"""Writing an exported folder: build the graph, run the gate, and only then keep the file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from quantkit import __version__
+from quantkit.checkpoint import length_limit, reachable_rows
+from quantkit.data.builtin import load_builtin
+from quantkit.encoder import describe
+from quantkit.export.bert import build
+from quantkit.export.gate import Arrays, ParityResult, check_parity, gate_batches
+from quantkit.files import new_file, write_json
+from quantkit.modules import QuantEmbedding, QuantLinear
+from quantkit.recipe import Recipe, recipe_hash
+
+__all__ = ["Exported", "export"]
+
+# Gelu of opset 20 is the newest operator in the files.
+LEAST_ONNXRUNTIME = "1.17"
+GATE_SENTENCES = 64
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX file and the gate's findings on it."""
+
+    path: Path
+    parity: ParityResult
+
+
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    target: Literal["cpu"] = "cpu",
+    recipe: Recipe | None = None,
+    max_length: int | None = None,
+    texts: Sequence[str] = (),
+) -> Exported:
+    """Write `onnx/model_quantized.onnx` (or `onnx/model.onnx` for a float model) in `folder`.
+
+    `config.json` and `tokenizer.json` are written beside it unless they are there. The file
+    appears only after the parity gate has passed.
+
+    Args:
+        model: float, or `quantize(...).model`, or `load_packed(...).model`.
+        tokenizer: the model's.
+        folder: made if need be.
+        target: where the file is to run.
+        recipe: its hash goes into the file's metadata.
+        max_length: tokens per text; default: the model's own limit.
+        texts: more texts for the gate; they are not stored.
+
+    Raises:
+        ParityError: the file would not compute the model's answers.
+        CheckpointError: a part of the model that the target cannot write.
+    """
+    folder = Path(folder)
+    model = model.eval()
+    limit = length_limit(model, tokenizer, max_length)
+    labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+    metadata = {
+        "quantkit.target": target,
+        "quantkit.labels": "\n".join(labels),
+        "quantkit.max_length": str(limit),
+        "quantkit.version": __version__,
+        "quantkit.recipe_hash": "" if recipe is None else recipe_hash(recipe),
+        "quantkit.least_onnxruntime": LEAST_ONNXRUNTIME,
+    }
+    proto = build(model, metadata)
+    sentences = _encode([*_builtin_sentences(), *texts], tokenizer, limit)
+    rows = min(_word_rows(model), reachable_rows(tokenizer))
+    parity = check_parity(model, proto, gate_batches(rows, limit, sentences=sentences))
+    quantized = any(isinstance(module, QuantLinear) for module in model.modules())
+    path = folder / "onnx" / ("model_quantized.onnx" if quantized else "model.onnx")
+    with new_file(path) as partial:
+        onnx.save_model(proto, partial)
+    if not (folder / "config.json").is_file():
+        write_json(folder / "config.json", model.config.to_dict())
+    if not (folder / "tokenizer.json").is_file():
+        tokenizer.save_pretrained(folder)
+    return Exported(path, parity)
+
+
+def _builtin_sentences() -> list[str]:
+    return list(load_builtin().splits["test"]["text"][:GATE_SENTENCES])
+
+
+def _encode(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[Arrays]:
+    """Padded batches of 16 texts as int64 arrays."""
+    batches = []
+    for start in range(0, len(texts), 16):
+        encoded = tokenizer(
+            list(texts[start : start + 16]),
+            truncation=True,
+            max_length=max_length,
+            padding=True,
+            return_token_type_ids=True,
+            return_tensors="np",
+        )
+        batches.append({name: encoded[name].astype("int64") for name in _INPUTS})
+    return batches
+
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def _word_rows(model: PreTrainedModel) -> int:
+    table = model.get_submodule(describe(model).word_embeddings)
+    rows = table.codes if isinstance(table, QuantEmbedding) else table.weight
+    return int(rows.shape[0])  # type: ignore[union-attr, operator]

@@ -1,0 +1,68 @@
+"""What an ONNX file really holds and what ONNX Runtime makes of it."""
+
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from quantkit.runtime import import_onnxruntime, session_options
+
+__all__ = ["Components", "bytes_by_component", "optimized_operators"]
+
+_ELEMENT_BYTES = {
+    onnx.TensorProto.FLOAT: 4,
+    onnx.TensorProto.INT64: 8,
+    onnx.TensorProto.INT32: 4,
+    onnx.TensorProto.INT8: 1,
+    onnx.TensorProto.UINT8: 1,
+}
+
+
+@dataclass(frozen=True)
+class Components:
+    """Bytes of a file by component; `overhead` is the graph itself and small constants."""
+
+    embeddings: int
+    encoder: int
+    head: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of the whole file."""
+        return self.embeddings + self.encoder + self.head + self.overhead
+
+
+def bytes_by_component(path: Path) -> Components:
+    """Bytes of a file's initializers, told apart by the module names they carry."""
+    model = onnx.load(path)
+    sizes = Counter({"embeddings": 0, "encoder": 0, "head": 0})
+    for tensor in model.graph.initializer:
+        sizes[_component(tensor.name)] += math.prod(tensor.dims) * _ELEMENT_BYTES[tensor.data_type]
+    overhead = path.stat().st_size - sizes["embeddings"] - sizes["encoder"] - sizes["head"]
+    return Components(sizes["embeddings"], sizes["encoder"], sizes["head"], overhead)
+
+
+def _component(name: str) -> str:
+    if ".embeddings." in name:
+        return "embeddings"
+    if name.startswith("classifier"):
+        return "head"
+    return "encoder" if "." in name else "constant"
+
+
+def optimized_operators(model: onnx.ModelProto) -> Mapping[str, int]:
+    """Operators, by type, of the graph that the CPU provider runs after its optimisations."""
+    runtime = import_onnxruntime()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options = session_options()
+        options.optimized_model_filepath = str(path)
+        runtime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return Counter(node.op_type for node in onnx.load(path).graph.node)

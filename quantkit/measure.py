@@ -1,0 +1,194 @@
+"""Latency, memory and answers of exported files, each in a process of its own.
+
+Several ONNX Runtime sessions in one process disturb one another (their idle threads spin),
+so every candidate gets a worker process; the timed rounds alternate between the workers,
+so that a drift of the machine's speed meets all of them alike.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit.errors import MeasurementError
+from quantkit.runtime import available_threads
+
+__all__ = ["Latency", "Measured", "environment", "measure"]
+
+_PACKAGES = (
+    "quantkit",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "numpy",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "onnx",
+)
+
+# CPU features that decide which integer kernels run.
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one call on a full batch, in milliseconds, and how many calls were timed."""
+
+    batch: int
+    length: int
+    p50_ms: float
+    p90_ms: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One candidate: its answers, times and memory."""
+
+    logits: np.ndarray  # float32 [texts, classes]
+    latency: tuple[Latency, ...]
+    open_seconds: float
+    peak_bytes: int  # peak of the process minus what it held after its imports
+    imports_bytes: int
+
+
+def measure(
+    candidates: Mapping[str, Path],
+    texts: Sequence[str],
+    *,
+    shapes: Sequence[tuple[int, int]],
+    rounds: int,
+    repeats: int,
+    threads: int | None = None,
+) -> dict[str, Measured]:
+    """Measure every exported folder or file.
+
+    Args:
+        candidates: name -> folder or .onnx file.
+        texts: answered by each candidate, in batches of 8.
+        shapes: (batch, length in tokens) pairs to time.
+        rounds: how often the candidates take turns.
+        repeats: timed calls per shape and round, after a warm-up.
+        threads: of each candidate; default: what the CPU quota gives.
+
+    Raises:
+        MeasurementError: a worker failed; the message holds what it said.
+    """
+    with ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(_worker(name, path, threads))
+            for name, path in candidates.items()
+        }
+        opened = {name: worker.seconds for name, worker in workers.items()}
+        logits = {
+            name: worker.ask(do="predict", texts=list(texts), batch_size=8)["logits"]
+            for name, worker in workers.items()
+        }
+        times: dict[tuple[str, int, int], list[float]] = {}
+        for _ in range(rounds):
+            for batch, length in shapes:
+                for name, worker in workers.items():
+                    answer = worker.ask(do="time", batch=batch, length=length, repeats=repeats)
+                    times.setdefault((name, batch, length), []).extend(answer["seconds"])
+        memory = {name: worker.ask(do="memory") for name, worker in workers.items()}
+    return {
+        name: Measured(
+            np.asarray(logits[name], dtype=np.float32),
+            tuple(_latency(times[name, *shape], *shape) for shape in shapes if rounds),
+            opened[name],
+            memory[name]["peak"] - memory[name]["imports"],
+            memory[name]["imports"],
+        )
+        for name in candidates
+    }
+
+
+def environment(threads: int | None = None) -> dict[str, Any]:
+    """What a figure depends on: processor, its integer features, threads and versions."""
+    name, flags = _processor()
+    return {
+        "cpu": name,
+        "cpu_flags": [flag for flag in _FLAGS if flag in flags],
+        "cores": os.cpu_count(),
+        "threads": threads or available_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def _latency(seconds: Sequence[float], batch: int, length: int) -> Latency:
+    p50, p90 = np.quantile(np.asarray(seconds) * 1e3, (0.5, 0.9))
+    return Latency(batch, length, float(p50), float(p90), len(seconds))
+
+
+@dataclass
+class _Worker:
+    """One candidate's process."""
+
+    name: str
+    process: "subprocess.Popen[str]"
+    seconds: float = 0.0  # to open the file
+
+    def ask(self, **request: object) -> dict[str, Any]:
+        """Send one request and wait for its answer."""
+        if self.process.stdin is None or self.process.stdout is None:
+            raise MeasurementError(f"The process of candidate {self.name!r} has no pipes.")
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended; what it said is read below
+        line = self.process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"error": "the process ended"}
+        if "error" in answer:
+            raise MeasurementError(f"Measuring {self.name!r} failed: {answer['error']}")
+        return answer
+
+
+@contextmanager
+def _worker(name: str, path: Path, threads: int | None) -> Iterator[_Worker]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "quantkit.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    ) as process:
+        worker = _Worker(name, process)
+        try:
+            worker.seconds = worker.ask(do="open", path=str(path), threads=threads)["seconds"]
+            yield worker
+        finally:
+            if process.stdin is not None:
+                process.stdin.close()
+            process.terminate()
+
+
+def _processor() -> tuple[str, set[str]]:
+    name, flags = platform.processor() or "unknown", set[str]()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in {"flags", "Features"}:
+                flags.update(value.split())
+    return name, flags
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

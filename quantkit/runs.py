@@ -1,0 +1,115 @@
+"""Where results lie: one folder per run, and how a run is found again.
+
+    runs/NAME/run.json     recipe, data folder, training result; written last by fine-tuning
+    runs/NAME/training/    state of an unfinished fine-tuning; gone when it is complete
+    runs/NAME/float/       the fine-tuned checkpoint, and its onnx/model.onnx
+    runs/NAME/w8a8/        the packed checkpoint, and its onnx/model_quantized.onnx
+    runs/NAME/report.json  the measurements, and report.md made from them
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import CheckpointError, OutputExistsError
+from quantkit.files import read_json, write_json
+from quantkit.recipe import Recipe, parse_recipe
+
+__all__ = ["Run", "find_run", "latest_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder; it need not exist yet."""
+
+    folder: Path
+
+    @property
+    def float_folder(self) -> Path:
+        """The fine-tuned checkpoint."""
+        return self.folder / "float"
+
+    @property
+    def training_folder(self) -> Path:
+        """The state that an interrupted fine-tuning resumes from."""
+        return self.folder / "training"
+
+    def quantized_folder(self, recipe: Recipe) -> Path:
+        """The packed checkpoint of a recipe, named by its bits."""
+        return self.folder / f"w{recipe.weights.bits}a{recipe.activations.bits}"
+
+    @property
+    def complete(self) -> bool:
+        """Whether fine-tuning has finished."""
+        return (self.folder / "run.json").is_file()
+
+    def save(self, recipe: Recipe, data: Path | None, training: dict[str, Any]) -> None:
+        """Record a finished fine-tuning."""
+        write_json(
+            self.folder / "run.json",
+            {
+                "recipe": asdict(recipe),
+                "data": None if data is None else str(data.resolve()),
+                "training": training,
+            },
+        )
+
+    def recipe(self) -> Recipe:
+        """The recipe the run was fine-tuned with."""
+        return parse_recipe(self._record()["recipe"], str(self.folder / "run.json"))
+
+    def data(self) -> Path | None:
+        """The folder its dataset was read from."""
+        value = self._record()["data"]
+        return None if value is None else Path(value)
+
+    def training(self) -> dict[str, Any]:
+        """Steps, seconds, best score and history of its fine-tuning."""
+        value: dict[str, Any] = self._record()["training"]
+        return value
+
+    def refuse_if_there(self) -> None:
+        """Refuse to write over an earlier run.
+
+        Raises:
+            OutputExistsError: the run is complete, or was interrupted.
+        """
+        if self.complete:
+            raise OutputExistsError(
+                f"The run {self.folder} exists already. Pass --overwrite to replace it, or "
+                f"choose another name with --name."
+            )
+        if self.training_folder.is_dir():
+            raise OutputExistsError(
+                f"The run {self.folder} was interrupted. Pass --resume to continue it, or "
+                f"--overwrite to start again."
+            )
+
+    def _record(self) -> dict[str, Any]:
+        if not self.complete:
+            raise CheckpointError(
+                f"{self.folder} is not a finished run: it holds no run.json. Make one with: "
+                f"quantkit finetune RECIPE --name {self.folder.name}"
+            )
+        return read_json(self.folder / "run.json")
+
+
+def find_run(name: str, runs: Path) -> Run:
+    """A run by its name under `runs`, or by its folder.
+
+    Raises:
+        CheckpointError: there is none; the message lists those there are.
+    """
+    for folder in (runs / name, Path(name)):
+        if (folder / "run.json").is_file():
+            return Run(folder)
+    known = ", ".join(sorted(path.parent.name for path in runs.glob("*/run.json"))) or "none"
+    raise CheckpointError(
+        f"{name}: no such run in {runs} (there: {known}). Make one with: quantkit finetune RECIPE"
+    )
+
+
+def latest_run(runs: Path) -> Run | None:
+    """The run whose fine-tuning finished last."""
+    records = sorted(runs.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    return Run(records[-1].parent) if records else None
