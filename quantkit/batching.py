@@ -14,6 +14,7 @@ from quantkit.errors import DataError
 __all__ = [
     "Encoded",
     "bucketed_batches",
+    "check_rows",
     "collate",
     "encode",
     "equal_length_batches",
@@ -63,6 +64,23 @@ def encode(
         return_attention_mask=False,
     )
     return Encoded(rows["input_ids"], rows["token_type_ids"], list(labels))
+
+
+def check_rows(classes: int, **splits: Encoded) -> None:
+    """Check that each split has rows, and that their labels are 0 to `classes` - 1.
+
+    Raises:
+        DataError: names the split and the first label outside.
+    """
+    for split, encoded in splits.items():
+        if not len(encoded):
+            raise DataError(f"The {split} split has no rows. Fine-tuning needs at least one.")
+        outside = sorted({label for label in encoded.labels if not 0 <= label < classes})
+        if outside:
+            raise DataError(
+                f"The {split} split has label {outside[0]}, and with {classes} classes labels "
+                f"are 0 to {classes - 1}. Check the labels of the dataset."
+            )
 
 
 def collate(encoded: Encoded, indices: Sequence[int], pad_token_id: int) -> dict[str, Tensor]:

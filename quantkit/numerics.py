@@ -134,7 +134,7 @@ def integer_linear(
 
     The accumulator `(input_codes - input_zero_point) @ weight_codes.T` is summed in the
     scale's float dtype, where products of 8-bit codes are exact up to 2**24 in float32:
-    517 products of full scale and one sign in a row; real sums stay far below, and then
+    518 products of full scale and one sign in a row; real sums stay far below, and then
     the result is ONNX Runtime's `MatMulIntegerToFloat` bit for bit.
 
     Shapes: input_codes [..., in] uint8, weight_codes [out, in] int8, weight_scale [out, 1],

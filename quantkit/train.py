@@ -1,13 +1,10 @@
 """Fine-tuning: one plain loop that a kill can interrupt anywhere and `resume` goes on with."""
 
-import dataclasses
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,22 +16,15 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from quantkit.batching import Encoded, bucketed_batches, collate, ordered_batches
+from quantkit.batching import Encoded, bucketed_batches, check_rows, collate, ordered_batches
 from quantkit.errors import CheckpointError, DataError, QuantkitError, RecipeError
 from quantkit.recipe import Finetune
-from quantkit.training_state import (
-    Position,
-    copy_weights,
-    has_state,
-    load_state,
-    load_weights,
-    save_state,
-)
+from quantkit.training_state import Position, StateStore, copy_weights, fingerprint_of, load_weights
 
 __all__ = [
     "Score",
@@ -48,6 +38,8 @@ __all__ = [
 
 Score = Callable[[NDArray[np.int64], NDArray[np.int64]], float]  # labels, predictions: [rows]
 Weights = dict[str, Tensor]
+
+_DROPOUT_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
 @dataclass(frozen=True)
@@ -85,64 +77,46 @@ def finetune(
     on a CPU ends with the very bits of a run that was never interrupted.
 
     Args:
-        model: called with the tensors of a batch; returns an object with `loss` and `logits`
-            [rows, classes], like Hugging Face's models for sequence classification.
+        model: called with a batch; gives `loss` and `logits` [rows, classes], as transformers do.
         train: rows to learn from.
         validation: rows that decide which epoch is the best.
         settings: the recipe's slot.
         pad_token_id: fills the shorter rows of a batch.
         classes: labels are 0 to classes - 1.
         score: higher is better; of equal epochs the earlier one wins.
-        state_folder: where to save every `settings.save_every` steps and after each epoch;
-            an earlier state there is replaced. None: nowhere.
+        state_folder: where to save every `save_every` steps and after each epoch, or nowhere.
         resume: go on from the state in `state_folder`; without a state, begin.
         progress: show a bar if stderr is a terminal. A line per epoch goes there anyway.
         on_step: called after each step with the number of steps that are done.
 
     Raises:
-        CheckpointError: the model computes no finite loss, or the saved state is damaged.
+        CheckpointError: the first loss is not finite, or the saved state is damaged.
         DataError: no rows, or a label outside the classes.
-        RecipeError: the loss diverged, or the saved state is of other settings or other data.
+        RecipeError: training diverged, or the saved state is of other settings or data.
     """
-    _check(train, classes, "train")
-    _check(validation, classes, "validation")
+    check_rows(classes, train=train, validation=validation)
+    inputs = _Inputs(train, validation, settings, pad_token_id, score)
     set_seed(settings.seed)
     set_dropout(model, settings.dropout)
-    steps = settings.epochs * math.ceil(len(train) / settings.batch_size)
-    with _accelerator(model, settings.precision) as accelerator:
-        optimizer = torch.optim.AdamW(parameter_groups(model, settings))
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings))
+    store = StateStore(state_folder, inputs.fingerprint(model), model, optimizer)
+    with (
+        _accelerator(model, settings.precision) as accelerator,
+        _reporter(inputs.steps, on_step, shown=progress) as reports,
+    ):
         prepared, stepper = accelerator.prepare(model, optimizer)
-        fingerprint = _fingerprint(model, train, validation, settings, (pad_token_id, classes))
-        position, best = Position(), dict[str, Tensor]()
-        if resume and state_folder is not None and has_state(state_folder):
-            position, best = load_state(state_folder, fingerprint, model, optimizer)
-        with _reporter(steps, position.step, shown=progress) as (advance, say):
-
-            def stepped(step: int) -> None:
-                advance(step)
-                if on_step is not None:
-                    on_step(step)
-
-            loop = _Loop(
-                settings=settings,
-                train=train,
-                pad_token_id=pad_token_id,
-                accelerator=accelerator,
-                model=prepared,
-                optimizer=stepper,
-                schedule=_schedule(optimizer, settings, steps, position.step),
-                save=partial(_save, state_folder, fingerprint, model, optimizer),
-                stepped=stepped,
-            )
-            while position.epoch < settings.epochs:
-                position = _train_epoch(loop, position, best)
-                position, improved = _close_epoch(loop, position, validation, score)
-                best = copy_weights(model) if improved else best
-                loop.save(position, best)
-                say(_line(position.history[-1], settings.epochs))
+        position, best = store.load() if resume else (Position(), {})
+        schedule = LambdaLR(optimizer, inputs.lr_factor, last_epoch=position.step - 1)
+        loop = _Loop(inputs, accelerator, prepared, stepper, schedule, store, *reports)
+        while position.epoch < settings.epochs:
+            position = _train_epoch(loop, position, best)
+            position, best = _close_epoch(loop, position, best)
     load_weights(model, best)
     model.eval()
-    return _result(position)
+    seconds = sum(entry["seconds"] for entry in position.history)
+    return TrainingResult(
+        position.best_score, position.best_epoch, position.step, seconds, position.history
+    )
 
 
 def predict_logits(
@@ -182,7 +156,7 @@ def set_dropout(model: nn.Module, share: float) -> None:
         if isinstance(module, nn.Dropout):
             module.p = share
     config = getattr(model, "config", None)
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+    for name in _DROPOUT_FIELDS:
         if hasattr(config, name):
             setattr(config, name, share)
 
@@ -190,15 +164,13 @@ def set_dropout(model: nn.Module, share: float) -> None:
 def parameter_groups(model: nn.Module, settings: Finetune) -> list[dict[str, Any]]:
     """AdamW's two groups: matrices with weight decay; biases and norm weights without."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decays = {
-        settings.weight_decay: [parameter for parameter in trained if parameter.ndim > 1],
-        0.0: [parameter for parameter in trained if parameter.ndim <= 1],
-    }
-    if settings.weight_decay == 0.0:
-        decays = {0.0: trained}
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    # `initial_lr` is what the schedule of a resumed run scales.
+    rates = {"lr": settings.lr, "initial_lr": settings.lr}
     return [
-        {"params": parameters, "weight_decay": decay, "lr": settings.lr, "initial_lr": settings.lr}
-        for decay, parameters in decays.items()
+        {"params": matrices, "weight_decay": settings.weight_decay, **rates},
+        {"params": vectors, "weight_decay": 0.0, **rates},
     ]
 
 
@@ -215,92 +187,108 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
 
 
 @dataclass(frozen=True)
+class _Inputs:
+    """What a run is made from."""
+
+    train: Encoded
+    validation: Encoded
+    settings: Finetune
+    pad_token_id: int
+    score: Score
+
+    @property
+    def steps(self) -> int:
+        return self.settings.epochs * math.ceil(len(self.train) / self.settings.batch_size)
+
+    def lr_factor(self, step: int) -> float:
+        return lr_factor(step, self.steps, self.settings.warmup)
+
+    def fingerprint(self, model: nn.Module) -> str:
+        parts = [asdict(part) for part in (self.settings, self.train, self.validation)]
+        return fingerprint_of(model, *parts, self.pad_token_id)
+
+
+@dataclass(frozen=True)
 class _Loop:
     """What stays the same through a run."""
 
-    settings: Finetune
-    train: Encoded
-    pad_token_id: int
+    inputs: _Inputs
     accelerator: Any
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
-    save: Callable[[Position, Weights], None]
+    store: StateStore
     stepped: Callable[[int], None]
+    say: Callable[[str], None]
 
 
 def _train_epoch(loop: _Loop, position: Position, best: Weights) -> Position:
     """Make the steps of the epoch that are left."""
-    settings = loop.settings
-    batches = bucketed_batches(
-        loop.train.lengths(), settings.batch_size, settings.seed, position.epoch
-    )
+    data, settings = loop.inputs.train, loop.inputs.settings
+    batches = bucketed_batches(data.lengths(), settings.batch_size, settings.seed, position.epoch)
     loop.model.train()
     for indices in batches[position.batch :]:
         started = time.perf_counter()
-        loss = _step(loop, collate(loop.train, indices, loop.pad_token_id), position.step)
-        position = replace(
-            position,
-            batch=position.batch + 1,
-            step=position.step + 1,
-            loss_sum=position.loss_sum + loss * len(indices),
-            rows=position.rows + len(indices),
-            seconds=position.seconds + time.perf_counter() - started,
-        )
+        batch = collate(data, indices, loop.inputs.pad_token_id)
+        loss = _step(loop, batch, position.step)
+        position = position.after_step(loss * len(indices), time.perf_counter() - started)
         if position.step % settings.save_every == 0:
-            loop.save(position, best)
+            loop.store.save(position, best)
         loop.stepped(position.step)
     return position
 
 
 def _step(loop: _Loop, batch: dict[str, Tensor], step: int) -> float:
     """One update; returns the batch's mean loss."""
-    device = loop.accelerator.device
+    settings, device = loop.inputs.settings, loop.accelerator.device
     loss = loop.model(**{name: value.to(device) for name, value in batch.items()}).loss
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise _diverged("loss", value, step, loop.settings.lr)
+        raise _diverged("loss", value, step, settings.lr)
     loop.accelerator.backward(loss)
-    norm = float(
-        loop.accelerator.clip_grad_norm_(loop.model.parameters(), loop.settings.gradient_clip)
-    )
-    if not math.isfinite(norm):
-        raise _diverged("gradient", norm, step, loop.settings.lr)
+    norm = loop.accelerator.clip_grad_norm_(loop.model.parameters(), settings.gradient_clip)
+    if not math.isfinite(float(norm)):
+        raise _diverged("norm of the gradient", float(norm), step, settings.lr)
     loop.optimizer.step()
     loop.schedule.step()
     loop.optimizer.zero_grad()
     return value
 
 
-def _close_epoch(
-    loop: _Loop, position: Position, validation: Encoded, score: Score
-) -> tuple[Position, bool]:
-    """Measure the validation rows; also tells whether this is the best epoch so far."""
+def _close_epoch(loop: _Loop, position: Position, best: Weights) -> tuple[Position, Weights]:
+    """Measure the validation rows, keep the weights if they are the best, save and report."""
     started = time.perf_counter()
-    logits = predict_logits(
-        loop.model,
-        validation,
-        pad_token_id=loop.pad_token_id,
-        batch_size=loop.settings.batch_size,
-    )
-    labels = np.array(validation.labels, dtype=np.int64)
-    value = float(score(labels, logits.argmax(-1)))
+    inputs, settings, epoch = loop.inputs, loop.inputs.settings, position.epoch + 1
+    loss, value = _validate(loop.model, inputs)
+    if not math.isfinite(loss):
+        raise _diverged("validation loss", loss, position.step, settings.lr)
     entry = {
-        "epoch": float(position.epoch + 1),
-        "train_loss": position.loss_sum / position.rows,
-        "validation_loss": float(F.cross_entropy(torch.tensor(logits), torch.tensor(labels))),
+        "epoch": float(epoch),
+        "train_loss": position.loss_sum / len(inputs.train),
+        "validation_loss": loss,
         "validation_score": value,
-        "lr": loop.settings.lr * loop.schedule.lr_lambdas[0](position.step - 1),
+        "lr": settings.lr * inputs.lr_factor(position.step - 1),
         "seconds": position.seconds + time.perf_counter() - started,
     }
-    improved = position.best_score is None or value > position.best_score
-    return Position(
-        epoch=position.epoch + 1,
-        step=position.step,
-        best_score=value if improved else position.best_score,
-        best_epoch=position.epoch + 1 if improved else position.best_epoch,
-        history=(*position.history, entry),
-    ), improved
+    position = position.after_epoch(value, entry)
+    if position.best_epoch == epoch:
+        best = copy_weights(loop.store.model)
+    loop.store.save(position, best)
+    loop.say(_line(entry, settings.epochs))
+    return position, best
+
+
+def _validate(model: nn.Module, inputs: _Inputs) -> tuple[float, float]:
+    """Mean cross-entropy and score of the validation rows."""
+    logits = predict_logits(
+        model,
+        inputs.validation,
+        pad_token_id=inputs.pad_token_id,
+        batch_size=inputs.settings.batch_size,
+    )
+    labels = np.array(inputs.validation.labels, dtype=np.int64)
+    loss = F.cross_entropy(torch.tensor(logits), torch.tensor(labels))
+    return float(loss), float(inputs.score(labels, logits.argmax(-1)))
 
 
 @contextmanager
@@ -324,72 +312,29 @@ def _accelerator(model: nn.Module, precision: str) -> Iterator[Any]:
 
 @contextmanager
 def _reporter(
-    steps: int, done: int, *, shown: bool
+    steps: int, on_step: Callable[[int], None] | None, *, shown: bool
 ) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
     """A bar on stderr if that is a terminal, and a way to print a line there in any case."""
     console = Console(stderr=True)
-    columns = (TextColumn("fine-tuning"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task("fine-tuning", total=steps, completed=done)
-        yield (
-            lambda step: bar.update(task, completed=step),
-            lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
-        )
+    with Progress(console=console, disable=not (shown and console.is_terminal)) as bar:
+        task = bar.add_task("fine-tuning", total=steps)
+
+        def stepped(step: int) -> None:
+            bar.update(task, completed=step)
+            if on_step is not None:
+                on_step(step)
+
+        yield stepped, partial(console.print, soft_wrap=True, highlight=False)
 
 
-def _schedule(
-    optimizer: torch.optim.Optimizer, settings: Finetune, steps: int, done: int
-) -> LambdaLR:
-    return LambdaLR(
-        optimizer, partial(lr_factor, steps=steps, warmup=settings.warmup), last_epoch=done - 1
-    )
-
-
-def _save(
-    folder: Path | None,
-    fingerprint: str,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    position: Position,
-    best: Weights,
-) -> None:
-    if folder is not None:
-        save_state(folder, fingerprint, position, model, optimizer, best)
-
-
-def _fingerprint(
-    model: nn.Module,
-    train: Encoded,
-    validation: Encoded,
-    settings: Finetune,
-    numbers: tuple[int, ...],
-) -> str:
-    """SHA-256 of all that a resumed run must share with its beginning."""
-    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    rows = [dataclasses.asdict(data) for data in (train, validation)]
-    everything = [dataclasses.asdict(settings), shapes, rows, numbers]
-    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
-
-
-def _check(rows: Encoded, classes: int, split: str) -> None:
-    if not len(rows):
-        raise DataError(f"The {split} split has no rows. Fine-tuning needs at least one.")
-    outside = sorted({label for label in rows.labels if not 0 <= label < classes})
-    if outside:
-        raise DataError(
-            f"The {split} split has label {outside[0]}, and with {classes} classes labels are 0 "
-            f"to {classes - 1}. Check the labels of the dataset."
-        )
-
-
-def _diverged(what: str, value: float, step: int, lr: float) -> QuantkitError:
-    if step == 0:
+def _diverged(what: str, value: float, steps: int, lr: float) -> QuantkitError:
+    if steps == 0:
         return CheckpointError(
             f"The {what} is {value} at step 1, before any update. The checkpoint's weights hold "
             f"NaN or infinite values: check it, or begin with another model."
         )
     return RecipeError(
-        f"The {what} is {value} at step {step + 1} with finetune.lr {lr}: training diverged. "
+        f"The {what} is {value} after {steps} steps with finetune.lr {lr}: training diverged. "
         f"Lower finetune.lr, or raise finetune.warmup, and start over with --overwrite."
     )
 
@@ -399,15 +344,4 @@ def _line(entry: dict[str, float], epochs: int) -> str:
         f"epoch {entry['epoch']:.0f}/{epochs}  train loss {entry['train_loss']:.4f}  "
         f"validation loss {entry['validation_loss']:.4f}  "
         f"validation score {entry['validation_score']:.4f}  {entry['seconds']:.1f} s"
-    )
-
-
-def _result(position: Position) -> TrainingResult:
-    assert position.best_score is not None, "at least one epoch is complete"
-    return TrainingResult(
-        best_score=position.best_score,
-        best_epoch=position.best_epoch,
-        steps=position.step,
-        seconds=sum(entry["seconds"] for entry in position.history),
-        history=position.history,
     )

@@ -4,16 +4,19 @@ state.safetensors    weights now and of the best epoch, AdamW's moments, generat
 state.json           the position in the run, and the fingerprint of its settings and data
 """
 
+import dataclasses
 import glob
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,7 +25,14 @@ from torch.optim import Optimizer
 from quantkit.errors import CheckpointError, QuantkitError, RecipeError
 from quantkit.files import new_folder, read_json, write_json
 
-__all__ = ["Position", "copy_weights", "has_state", "load_state", "load_weights", "save_state"]
+__all__ = [
+    "Position",
+    "StateStore",
+    "copy_weights",
+    "fingerprint_of",
+    "has_state",
+    "load_weights",
+]
 
 Weights = Mapping[str, Tensor]
 
@@ -30,7 +40,7 @@ _TENSORS = "state.safetensors"
 _POSITION = "state.json"
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Position:
     """Where a run stands: what is done, and what was measured on the way."""
 
@@ -38,20 +48,108 @@ class Position:
     batch: int = 0  # batches of this epoch that are done
     step: int = 0  # steps of the run that are done
     loss_sum: float = 0.0  # over the rows of this epoch
-    rows: int = 0  # of this epoch
     seconds: float = 0.0  # of this epoch
-    best_score: float | None = None
+    best_score: float = 0.0
     best_epoch: int = 0  # from 1; 0: none is complete
     history: tuple[dict[str, float], ...] = ()  # one entry per complete epoch
 
+    def after_step(self, loss_sum: float, seconds: float) -> "Position":
+        """The position after one more batch, whose rows' losses add up to `loss_sum`."""
+        return dataclasses.replace(
+            self,
+            batch=self.batch + 1,
+            step=self.step + 1,
+            loss_sum=self.loss_sum + loss_sum,
+            seconds=self.seconds + seconds,
+        )
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+    def after_epoch(self, score: float, entry: dict[str, float]) -> "Position":
+        """The position behind this epoch; it is the best one if `score` is higher than any."""
+        improved = not self.best_epoch or score > self.best_score
+        return Position(
+            epoch=self.epoch + 1,
+            step=self.step,
+            best_score=score if improved else self.best_score,
+            best_epoch=self.epoch + 1 if improved else self.best_epoch,
+            history=(*self.history, entry),
+        )
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class _Written:
     fingerprint: str
     position: Position
 
 
 _ADAPTER: TypeAdapter[_Written] = TypeAdapter(_Written)
+
+
+@dataclass(frozen=True)
+class StateStore:
+    """Saves and loads the state of one run."""
+
+    folder: Path | None  # belongs to the state alone; None: nothing is saved
+    fingerprint: str  # of all that a resumed run must share with its beginning
+    model: nn.Module
+    optimizer: Optimizer
+
+    def save(self, position: Position, best: Weights) -> None:
+        """Write the state; an earlier one is replaced when the new one is complete.
+
+        Args:
+            position: how far the run is.
+            best: the weights of the best epoch, empty before the first is complete.
+        """
+        if self.folder is None:
+            return
+        for path in _leftovers(self.folder):
+            shutil.rmtree(path)
+        with new_folder(self.folder, overwrite=True) as partial:
+            save_file(self._tensors(best), partial / _TENSORS)
+            written = _Written(self.fingerprint, position)
+            write_json(partial / _POSITION, dataclasses.asdict(written))
+
+    def load(self) -> tuple[Position, dict[str, Tensor]]:
+        """Put the saved state into the model, the optimizer and torch's random generators.
+
+        Returns:
+            The position in the run, and the weights of its best epoch so far on the CPU;
+            the beginning of a run if nothing is saved.
+
+        Raises:
+            CheckpointError: the state is damaged.
+            RecipeError: it belongs to a run with other settings or other data.
+        """
+        if self.folder is None or not has_state(self.folder):
+            return Position(), {}
+        try:
+            written = _ADAPTER.validate_python(read_json(self.folder / _POSITION))
+            tensors = load_file(self.folder / _TENSORS)
+        except (QuantkitError, ValidationError, SafetensorError, OSError) as problem:
+            raise _damaged(self.folder, problem) from None
+        if written.fingerprint != self.fingerprint:
+            raise RecipeError(
+                f"{self.folder} holds a run with other settings, another model or other data. "
+                f"Resume it with what it began with, or pass --overwrite to start over."
+            )
+        try:
+            self._restore(tensors)
+        except (KeyError, ValueError, RuntimeError) as problem:
+            raise _damaged(self.folder, problem) from None
+        return written.position, _part(tensors, "best.")
+
+    def _tensors(self, best: Weights) -> dict[str, Tensor]:
+        tensors = {f"model.{name}": value for name, value in _weights(self.model)}
+        tensors |= {f"best.{name}": value for name, value in best.items()}
+        for index, entry in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in entry.items()}
+        tensors |= {f"rng.{name}": value for name, value in _generators().items()}
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+    def _restore(self, tensors: Weights) -> None:
+        load_weights(self.model, _part(tensors, "model."))
+        _load_optimizer(self.optimizer, _part(tensors, "optimizer."))
+        _set_generators(_part(tensors, "rng."))
 
 
 def has_state(folder: Path) -> bool:
@@ -63,67 +161,10 @@ def has_state(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def save_state(
-    folder: Path,
-    fingerprint: str,
-    position: Position,
-    model: nn.Module,
-    optimizer: Optimizer,
-    best: Weights,
-) -> None:
-    """Write the state; an earlier one in `folder` is replaced when the new one is complete.
-
-    Args:
-        folder: belongs to the state alone.
-        fingerprint: names the settings and data of the run.
-        position: how far the run is.
-        model: its parameters and buffers are written.
-        optimizer: its moments and step counts are written.
-        best: the weights of the best epoch, empty before the first is complete.
-    """
-    for path in _leftovers(folder):
-        shutil.rmtree(path)
-    tensors = {f"model.{name}": value for name, value in _weights(model)}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
-    for index, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in entry.items()}
-    tensors |= {f"rng.{name}": value for name, value in _generators().items()}
-    with new_folder(folder, overwrite=True) as partial:
-        written = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(written, partial / _TENSORS)
-        write_json(partial / _POSITION, asdict(_Written(fingerprint, position)))
-
-
-def load_state(
-    folder: Path, fingerprint: str, model: nn.Module, optimizer: Optimizer
-) -> tuple[Position, dict[str, Tensor]]:
-    """Put a saved state into `model`, `optimizer` and torch's random generators.
-
-    Returns:
-        The position in the run, and the weights of its best epoch so far on the CPU.
-
-    Raises:
-        CheckpointError: the state is damaged.
-        RecipeError: it belongs to a run with other settings or other data.
-    """
-    try:
-        written = _ADAPTER.validate_python(read_json(folder / _POSITION))
-        tensors = load_file(folder / _TENSORS)
-    except (QuantkitError, ValidationError, SafetensorError, OSError) as problem:
-        raise _damaged(folder, problem) from None
-    if written.fingerprint != fingerprint:
-        raise RecipeError(
-            f"{folder} holds a run with other settings, another model or other data. Resume it "
-            f"with what it began with, or pass --overwrite to start over."
-        )
-    best = _part(tensors, "best.")
-    try:
-        load_weights(model, _part(tensors, "model."))
-        _load_optimizer(optimizer, _part(tensors, "optimizer."))
-        _set_generators(_part(tensors, "rng."))
-    except (KeyError, ValueError, RuntimeError) as problem:
-        raise _damaged(folder, problem) from None
-    return written.position, best
+def fingerprint_of(model: nn.Module, *parts: object) -> str:
+    """SHA-256 of the names and shapes of a model's parameters and of `parts` as JSON."""
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    return hashlib.sha256(json.dumps([shapes, *parts], sort_keys=True).encode()).hexdigest()
 
 
 def copy_weights(model: nn.Module) -> dict[str, Tensor]:

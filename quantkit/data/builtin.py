@@ -23,7 +23,7 @@ NOTE = "built-in generated data: a stand-in for real Indonesian text"
 
 LABEL_SHARES = (("positive", 0.40), ("neutral", 0.25), ("negative", 0.35))
 RARE_WORD_SHARE = 0.05  # of the sentiment words outside train
-RARE_NOUN_SHARE = 0.20  # of the nouns outside train
+RARE_NOUN_SHARE = 0.10  # of the nouns outside train
 ORDINARY = 5  # the first words of a list are the ordinary ones
 SKEW = 2.5  # 1: all words of a list equally often; more: the first ones more often
 CASUAL_SHARE = 0.5  # of the texts

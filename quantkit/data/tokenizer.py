@@ -8,8 +8,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordPieceTrainer
-from transformers import (
-    BertTokenizerFast,  # type: ignore[attr-defined]  # an alias that only exists at run time
+from transformers import (  # type: ignore[attr-defined]  # the type stubs lack the first one
+    BertTokenizerFast,
     PreTrainedTokenizerBase,
 )
 

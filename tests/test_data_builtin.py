@@ -1,0 +1,163 @@
+"""The built-in data: reproducible, clean, and hard for the reasons it claims."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from quantkit.data import TaskData, builtin, lexicon, load_task
+from quantkit.data.builtin import LABELS, NOTE, SIZES, load_builtin
+from quantkit.data.schema import build_task
+from quantkit.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def data() -> TaskData:
+    return load_task("builtin", None)
+
+
+def texts(data: TaskData, split: str) -> list[str]:
+    return list(data.splits[split]["text"])
+
+
+def test_shape(data: TaskData) -> None:
+    assert (data.name, data.labels, data.notes) == ("builtin", LABELS, (NOTE,))
+    assert LABELS == ("positive", "neutral", "negative")
+    assert {split: len(rows) for split, rows in data.splits.items()} == SIZES
+    for rows in data.splits.values():
+        assert rows.column_names == ["text", "label"]
+        assert rows.features["label"].names == list(LABELS)
+
+
+def test_same_texts_in_every_run_and_on_every_platform(data: TaskData) -> None:
+    digest = hashlib.sha256()
+    for split in SIZES:
+        for row in data.splits[split]:
+            digest.update(f"{row['label']}\t{row['text']}\n".encode())
+    assert digest.hexdigest() == DIGEST
+
+
+DIGEST = "0"
+
+
+def test_a_different_seed_gives_different_texts(
+    data: TaskData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builtin, "SEED", builtin.SEED + 100)
+    other = texts(load_builtin(), "train")
+    assert len(set(other) & set(texts(data, "train"))) < 0.2 * len(other)
+
+
+def test_no_text_occurs_twice(data: TaskData) -> None:
+    everything = [text for split in SIZES for text in texts(data, split)]
+    assert len(set(everything)) == len(everything)
+
+
+def test_every_class_is_common_in_every_split(data: TaskData) -> None:
+    for split, size in SIZES.items():
+        shares = Counter(data.splits[split]["label"])
+        assert min(shares[label] for label in range(3)) > 0.2 * size
+
+
+def test_no_slot_of_a_template_is_left_open(data: TaskData) -> None:
+    for split in SIZES:
+        assert not [text for text in texts(data, split) if "{" in text or "}" in text]
+
+
+def test_texts_fit_the_model(data: TaskData) -> None:
+    longest = max(len(text.split()) for split in SIZES for text in texts(data, split))
+    assert 15 <= longest <= 40
+
+
+def rare_words() -> set[str]:
+    polars = [lexicon.GENERAL, lexicon.MOODS, lexicon.VERDICTS]
+    phrases = {noun for domain in lexicon.DOMAINS for topic in domain for noun in topic.rare_nouns}
+    polars += [topic.words for domain in lexicon.DOMAINS for topic in domain]
+    for polar in polars:
+        phrases |= {phrase.split()[-1] for phrase in polar.rare_good + polar.rare_bad}
+    return phrases
+
+
+def test_rare_words_are_kept_out_of_train_only(data: TaskData) -> None:
+    rare = rare_words()
+    assert len(rare) > 50
+    in_train = {word for text in texts(data, "train") for word in text.split()}
+    assert not rare & in_train
+    for split in ("validation", "test"):
+        hits = [text for text in texts(data, split) if rare & set(text.split())]
+        assert len(hits) > 0.05 * SIZES[split]
+
+
+@pytest.mark.parametrize(
+    ("phrase", "label"),
+    [
+        ("tidak enak", "negative"),
+        ("tidak jelek", "positive"),
+        ("tidak buruk", "positive"),
+        ("tidak bersih", "negative"),
+        ("kurang enak", "negative"),
+        ("terlalu mahal", None),
+    ],
+)
+def test_negation_turns_the_sentiment(data: TaskData, phrase: str, label: str | None) -> None:
+    """Texts of one clause: without a comma, a second clause or a question."""
+    found = {
+        LABELS[row["label"]]
+        for row in data.splits["train"]
+        if phrase in row["text"]
+        and not {",", "?", "dan", "tapi", "atau", "walaupun", "meskipun"} & set(row["text"].split())
+    }
+    assert found - {"neutral"} == ({label} if label else set())
+
+
+def test_evaluative_words_occur_in_neutral_texts_too(data: TaskData) -> None:
+    neutral = [row["text"] for row in data.splits["train"] if LABELS[row["label"]] == "neutral"]
+    assert sum("bagus" in text.split() for text in neutral) > 30
+    assert sum("jelek" in text.split() for text in neutral) > 10
+
+
+def test_chat_spellings_occur(data: TaskData) -> None:
+    words = Counter(word for text in texts(data, "train") for word in text.split())
+    for spelling in ("gak", "ga", "nggak", "bgt", "yg", "tp", "bgus"):
+        assert words[spelling] > 0, spelling
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "message"),
+    [
+        ("smas", None, r"unknown task 'smas'.*builtin, smsa.*Did you mean 'smsa'"),
+        ("xyzzy", None, r"unknown task 'xyzzy'. Known tasks: builtin, smsa\.$"),
+        ("smsa", None, r"--data FOLDER.*github.com/IndoNLP/indonlu"),
+    ],
+)
+def test_unknown_task_and_missing_folder(name: str, folder: Path | None, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_task(name, folder)
+
+
+def three(test: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
+    good = [("enak", "positive")]
+    return {"train": good, "validation": good, "test": test}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("a", "positive"), ("b", "Negativ")], r"t.tsv:2: unknown label 'Negativ'.*'negative'"),
+        ([("a", "zzz")], r"t.tsv:1: unknown label 'zzz'. Known labels: positive, negative\.$"),
+        ([("a", "positive"), (" ", "positive")], r"t.tsv:2: the text is empty"),
+        ([], r"t.tsv holds no rows"),
+    ],
+)
+def test_rows_are_checked(rows: list[tuple[str, str]], message: str) -> None:
+    sources = {"train": "r.tsv", "validation": "v.tsv", "test": "t.tsv"}
+    with pytest.raises(DataError, match=message):
+        build_task("t", ("positive", "negative"), three(rows), sources)
+
+
+def test_label_ids_follow_the_order_of_the_labels() -> None:
+    sources = {"train": "r.tsv", "validation": "v.tsv", "test": "t.tsv"}
+    rows = three([("a", "negative"), ("b", "positive")])
+    task = build_task("t", ("positive", "negative"), rows, sources)
+    assert list(task.splits["test"]["label"]) == [1, 0]

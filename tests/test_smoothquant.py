@@ -1,0 +1,65 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantkit.algorithms.smoothquant import SmoothQuant, search, smoothing_vector
+from quantkit.numerics import (
+    asymmetric_grid,
+    fake_quantize,
+    scale_and_zero_point,
+    symmetric_grid,
+)
+
+
+def test_by_hand() -> None:
+    maxima = torch.tensor([16.0]), torch.tensor([1.0])
+    assert float(smoothing_vector(*maxima, 0.5)) == 4.0
+    assert float(smoothing_vector(*maxima, 0.75)) == 8.0
+
+
+def test_dead_channels_stay() -> None:
+    vector = smoothing_vector(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0]), 0.75)
+    assert vector.tolist() == [1.0, 1.0]
+
+
+@given(st.floats(0.1, 0.9), st.integers(0, 1000))
+def test_smoothing_leaves_the_product_as_it_is(alpha: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(6, 10, generator=generator, dtype=torch.float64)
+    w = torch.randn(4, 10, generator=generator, dtype=torch.float64)
+    s = smoothing_vector(x.abs().amax(0), w.abs().amax(0), alpha)
+    torch.testing.assert_close((x / s) @ (w * s).T, x @ w.T, rtol=1e-9, atol=1e-9)
+
+
+def _search(rows: torch.Tensor, weight: torch.Tensor, alphas: tuple[float, ...]) -> float:
+    low, high = rows.amin(0), rows.amax(0)
+    return search(
+        rows, low, high, weight, alphas, asymmetric_grid(8), symmetric_grid(8)
+    ).error
+
+
+def _error_without_smoothing(rows: torch.Tensor, weight: torch.Tensor) -> float:
+    bound = weight.abs().amax(1, keepdim=True)
+    grids = asymmetric_grid(8), symmetric_grid(8)
+    a = fake_quantize(rows, *scale_and_zero_point(rows.min(), rows.max(), grids[0]), grids[0])
+    w = fake_quantize(weight, *scale_and_zero_point(-bound, bound, grids[1]), grids[1])
+    exact = rows @ weight.T
+    return float(((a @ w.T - exact).square().sum(1) / exact.square().sum(1)).mean())
+
+
+def test_the_search_takes_the_best_candidate_and_beats_none_on_a_wide_channel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, 32, generator=generator)
+    rows[:, 5] *= 100.0
+    weight = torch.randn(16, 32, generator=generator)
+    alphas = SmoothQuant().alphas
+    each = {alpha: _search(rows, weight, (alpha,)) for alpha in alphas}
+    chosen = search(
+        rows, rows.amin(0), rows.amax(0), weight, alphas, asymmetric_grid(8), symmetric_grid(8)
+    )
+    assert chosen.alpha == min(each, key=each.__getitem__)
+    assert chosen.error < 0.2 * _error_without_smoothing(rows, weight)
+
+
+def test_a_fixed_alpha_is_the_only_candidate() -> None:
+    assert SmoothQuant(alpha=0.75).alphas == (0.75,)
