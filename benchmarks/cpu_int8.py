@@ -33,10 +33,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
-from quantkit import __version__
 from quantkit.errors import MeasurementError
 from quantkit.export.bert import build
 from quantkit.files import read_json, write_json
+from quantkit.measure import environment
 from quantkit.ptq import Quantized, quantize
 from quantkit.recipe import Recipe, load_recipe, recipe_hash
 from quantkit.runtime import available_threads
@@ -117,7 +117,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=_positive, default=ROUNDS, help="interleaved rounds (%(default)s)")
     add("--repeats", type=_positive, help="timed calls per turn; default: half a second of them")
     add("--threads", type=_positive, help="per candidate; default: what the CPU quota gives")
-    add("--work", type=Path, metavar="DIR", help="keep the files here and reuse them")
+    add("--work", type=Path, metavar="DIR", help=f"reuse files; rm {MANIFEST} makes anew")
     add("--results", type=Path, metavar="DIR", default=RESULTS, help="for cpu_int8.json")
     for name, value in asdict(default).items():
         add(f"--{name}", type=_positive, default=value, help="of the model (%(default)s)")
@@ -152,12 +152,12 @@ def make_files(sizes: Sizes, folder: Path) -> int:
     made = {
         "model": asdict(sizes),
         "recipe": recipe_hash(recipe),
-        "quantkit": __version__,
-        "torch": torch.__version__,
+        "packages": environment()["packages"],
     }
     if manifest.is_file() and (found := read_json(manifest))["made"] == made:
         return int(found["smoothing_multipliers"])
-    model = _model(sizes).eval()
+    manifest.unlink(missing_ok=True)  # it vouches for files that are about to change
+    model = _model(sizes)
     onnx.save_model(build(model, {}), folder / "float.onnx")
     multipliers = _save_int8(model, sizes, recipe, folder / "int8.onnx")
     _save_plain(model, sizes, folder / "float-plain.onnx")
@@ -176,7 +176,9 @@ def _model(sizes: Sizes) -> PreTrainedModel:
         intermediate_size=sizes.intermediate,
     )
     config.num_labels = 3
-    return BertForSequenceClassification(config)
+    model = BertForSequenceClassification(config)
+    model.train(False)
+    return model
 
 
 def _batch(sizes: Sizes, shape: tuple[int, int], seed: int) -> dict[str, Tensor]:

@@ -2,9 +2,10 @@
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -24,9 +25,10 @@ from quantkit.ptq import check_finite
 
 __all__ = [
     "builtin_model",
+    "label_names",
     "length_limit",
-    "load_for_training",
     "load_float",
+    "load_for_training",
     "reachable_rows",
     "save_float",
 ]
@@ -79,7 +81,7 @@ def save_float(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 def builtin_model(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> PreTrainedModel:
     """An untrained BERT of 4 layers x 256: the stand-in for IndoBERT that needs no network."""
     names = dict(enumerate(labels))
-    config = BertConfig(
+    sizes: dict[str, Any] = dict(
         vocab_size=reachable_rows(tokenizer),
         hidden_size=256,
         num_hidden_layers=4,
@@ -91,7 +93,7 @@ def builtin_model(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> 
         id2label=names,
         label2id={label: index for index, label in names.items()},
     )
-    return BertForSequenceClassification(config)
+    return BertForSequenceClassification(BertConfig(**sizes))
 
 
 def reachable_rows(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -100,6 +102,12 @@ def reachable_rows(tokenizer: PreTrainedTokenizerBase) -> int:
     IndoBERT-base declares 50,000 rows; its tokenizer reaches 30,521 of them.
     """
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def label_names(model: PreTrainedModel) -> list[str]:
+    """The classes of a classifier, in the order of their ids."""
+    names: Mapping[Any, str] = model.config.id2label or {}
+    return [str(names[key]) for key in sorted(names, key=int)]
 
 
 def length_limit(
@@ -144,7 +152,9 @@ def _check_folder(source: str) -> None:
     folder = Path(source)
     if not folder.is_dir():
         if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-            raise CheckpointError(f"{source}: no such folder. --model takes a folder or a Hub name.")
+            raise CheckpointError(
+                f"{source}: no such folder. --model takes a folder or a Hub name."
+            )
         return
     if (folder / "quantkit.json").is_file():
         raise CheckpointError(
@@ -186,13 +196,13 @@ def _cannot_load(source: str, problem: Exception) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence transformers' loading report: what matters in it is checked above."""
-    verbosity = hf_logging.get_verbosity()
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    logging: Any = hf_logging  # its functions are not typed
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        hf_logging.set_verbosity(verbosity)
+        logging.set_verbosity(verbosity)
         if bars:
-            hf_logging.enable_progress_bar()
+            logging.enable_progress_bar()

@@ -98,8 +98,9 @@ def ptq(
 
 @app.command()
 def export(
-    folder: Annotated[Path | None, typer.Argument(help="A checkpoint folder, float or packed.")]
-    = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="A checkpoint folder, float or packed.")
+    ] = None,
     target: Annotated[str, typer.Option(help="Where the file is to run: cpu.")] = "cpu",
     runs: Runs = RUNS,
     overwrite: Overwrite = False,
@@ -141,7 +142,9 @@ def predict(
     """Answer texts with an exported model; needs no torch."""
     from quantkit.runtime import load
 
-    for text, answer in zip(texts, load(model or _newest_quantized(runs)).predict(texts), strict=True):
+    for text, answer in zip(
+        texts, load(model or _newest_quantized(runs)).predict(texts), strict=True
+    ):
         typer.echo(f"{answer.label}\t{answer.score:.4f}\t{text}")
 
 
@@ -242,9 +245,7 @@ def _bench(recipe: "Recipe", run: "Run", data: Path | None, threads: int | None)
     report = pipeline.bench(recipe, run, data, threads=threads)
     typer.echo(to_markdown(report))
     _say(f"Report: {run.folder / 'report.json'} and report.md")
-    _next(
-        f'quantkit predict "makanannya enak sekali" --model {run.quantized_folder(recipe)}'
-    )
+    _next(f'quantkit predict "makanannya enak sekali" --model {run.quantized_folder(recipe)}')
 
 
 def _recipe(source: str, model: str, changes: list[str] | None) -> "Recipe":
@@ -277,7 +278,9 @@ def _run_and_recipe(
     chosen = find_run(name, runs) if name else latest_run(runs)
     if chosen is None:
         if not make:
-            raise CheckpointError(f"{runs} holds no finished run. Make one: quantkit run builtin.yaml")
+            raise CheckpointError(
+                f"{runs} holds no finished run. Make one: quantkit run builtin.yaml"
+            )
         _say(f"{runs} holds no finished run: making the built-in one first.")
         chosen = _run(runs, checked.name)
         _finetune(checked, chosen, None, chosen.training_folder.is_dir(), overwrite=False)

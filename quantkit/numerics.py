@@ -118,7 +118,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> T
 
     The value equals `dequantize(quantize(x, ...), ...)` bit for bit.
     """
-    result: Tensor = _FakeQuantize.apply(x, scale, zero_point, grid)
+    result: Tensor = _FakeQuantize.apply(x, scale, zero_point, grid)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -1,10 +1,10 @@
 """The packed checkpoint: the integers themselves, as a folder without pickle.
 
-    quantkit.safetensors   codes, scales and the float rest; never named model.safetensors,
-                           which a plain `from_pretrained` would load as a random model
-    quantkit.json          format number, plan, recipe, decisions, token limit, sizes
-    config.json            the model's, with quantization_config {quant_method: quantkit}
-    tokenizer.json ...     the tokenizer's files
+quantkit.safetensors   codes, scales and the float rest; never named model.safetensors,
+                       which a plain `from_pretrained` would load as a random model
+quantkit.json          format number, plan, recipe, decisions, token limit, sizes
+config.json            the model's, with quantization_config {quant_method: quantkit}
+tokenizer.json ...     the tokenizer's files
 """
 
 from dataclasses import asdict, dataclass
@@ -118,9 +118,7 @@ def load_packed(folder: str | Path) -> Packed:
     )
 
 
-def empty_modules(
-    model: nn.Module, plan: Plan, tensors: dict[str, Tensor]
-) -> dict[str, nn.Module]:
+def empty_modules(model: nn.Module, plan: Plan, tensors: dict[str, Tensor]) -> dict[str, nn.Module]:
     """Quantized modules of the shapes and dtypes that the checkpoint holds, by module name."""
     encoder: EncoderPlan = describe(model)
     modules: dict[str, nn.Module] = {

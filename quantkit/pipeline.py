@@ -36,7 +36,8 @@ from quantkit.recipe import Recipe, recipe_hash
 from quantkit.report import Report, candidate_report
 from quantkit.runs import Run
 from quantkit.runtime import find_onnx
-from quantkit.train import TrainingResult, finetune as train_model
+from quantkit.train import TrainingResult
+from quantkit.train import finetune as train_model
 
 __all__ = [
     "QuantizedFolder",
@@ -259,7 +260,9 @@ def read_texts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file. --texts takes a file with one text a line.") from None
+        raise DataError(
+            f"{path}: no such file. --texts takes a file with one text a line."
+        ) from None
     except UnicodeDecodeError as problem:
         raise DataError(f"{path} is not UTF-8 ({problem.reason}). Convert it first.") from None
     texts = [line.strip() for line in lines if line.strip()]
@@ -301,7 +304,7 @@ def _export_float(folder: Path, recipe: Recipe | None) -> Exported:
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    return int(tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
+    return int(tokenizer.pad_token_id or 0)
 
 
 def _notes(recipe: Recipe, task: TaskData) -> list[str]:

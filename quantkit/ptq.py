@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from quantkit import numerics
 from quantkit.algorithms import smoothquant
 from quantkit.algorithms.smoothquant import SmoothQuant
 from quantkit.calibration import (
@@ -21,12 +22,7 @@ from quantkit.calibrators.histogram import Histogram
 from quantkit.encoder import EncoderPlan, SharedInput, describe
 from quantkit.errors import CheckpointError, DataError
 from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear
-from quantkit.numerics import (
-    asymmetric_grid,
-    quantize as to_codes,
-    scale_and_zero_point,
-    symmetric_grid,
-)
+from quantkit.numerics import asymmetric_grid, scale_and_zero_point, symmetric_grid
 from quantkit.placement import Plan, decide, quantized_inputs, swap
 from quantkit.recipe import Recipe
 
@@ -116,7 +112,7 @@ def quantize(
     if trimmed:
         result.config.vocab_size -= trimmed
     return Quantized(
-        result.eval(), plan, recipe, tuple(decisions), _notes(decisions, recipe), trimmed
+        result.train(False), plan, recipe, tuple(decisions), _notes(decisions, recipe), trimmed
     )
 
 
@@ -265,13 +261,14 @@ def _embeddings(
     for name in encoder.embeddings:
         if not plan.quantized(name):
             continue
-        table = model.get_submodule(name).weight.detach().float()  # type: ignore[union-attr, operator]
+        module: Any = model.get_submodule(name)
+        table: Tensor = module.weight.detach().float()
         if name == encoder.word_embeddings and recipe.embeddings.trim and reachable is not None:
             trimmed = max(0, len(table) - reachable)
             table = table[: len(table) - trimmed]
         bound = table.abs().amax(1, keepdim=True)
         scale, zero_point = scale_and_zero_point(-bound, bound, grid)
-        modules[name] = QuantEmbedding(to_codes(table, scale, zero_point, grid), scale)
+        modules[name] = QuantEmbedding(numerics.quantize(table, scale, zero_point, grid), scale)
     return modules, trimmed
 
 

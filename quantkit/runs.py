@@ -1,10 +1,10 @@
 """Where results lie: one folder per run, and how a run is found again.
 
-    runs/NAME/run.json     recipe, data folder, training result; written last by fine-tuning
-    runs/NAME/training/    state of an unfinished fine-tuning; gone when it is complete
-    runs/NAME/float/       the fine-tuned checkpoint, and its onnx/model.onnx
-    runs/NAME/w8a8/        the packed checkpoint, and its onnx/model_quantized.onnx
-    runs/NAME/report.json  the measurements, and report.md made from them
+runs/NAME/run.json     recipe, data folder, training result; written last by fine-tuning
+runs/NAME/training/    state of an unfinished fine-tuning; gone when it is complete
+runs/NAME/float/       the fine-tuned checkpoint, and its onnx/model.onnx
+runs/NAME/w8a8/        the packed checkpoint, and its onnx/model_quantized.onnx
+runs/NAME/report.json  the measurements, and report.md made from them
 """
 
 from dataclasses import asdict, dataclass

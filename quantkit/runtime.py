@@ -1,7 +1,7 @@
 """An exported folder that answers texts: tokenizers, numpy and onnxruntime, no torch.
 
-    session = quantkit.load("runs/smsa/int8")
-    session.predict(["makanannya enak sekali"])   # [Prediction(label='positive', score=0.98)]
+session = quantkit.load("runs/smsa/int8")
+session.predict(["makanannya enak sekali"])   # [Prediction(label='positive', score=0.98)]
 """
 
 import os

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: tests are small, and one thread is faster for them.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -27,7 +28,7 @@ def shared_folder(variable: str, name: str) -> Path:
 
 def small_bert(seed: int = 0, layers: int = 2) -> BertForSequenceClassification:
     torch.manual_seed(seed)
-    config = BertConfig(
+    sizes: dict[str, Any] = dict(
         vocab_size=ROWS + 50,
         hidden_size=48,
         num_hidden_layers=layers,
@@ -39,11 +40,13 @@ def small_bert(seed: int = 0, layers: int = 2) -> BertForSequenceClassification:
         label2id={"positive": 0, "neutral": 1, "negative": 2},
         initializer_range=0.15,  # wide enough that logits differ from text to text
     )
-    model = BertForSequenceClassification(config).eval()
+    model = BertForSequenceClassification(BertConfig(**sizes))
+    model.eval()
     # A channel a hundred times as wide as the others, as in pretrained encoders.
     with torch.no_grad():
         for layer in model.bert.encoder.layer:
-            layer.output.LayerNorm.weight[7] *= 30.0
+            norm: Any = layer.output.LayerNorm
+            norm.weight[7] *= 30.0
             layer.intermediate.dense.bias.normal_(0.0, 0.3)
     return model
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -17,6 +17,7 @@ from quantkit.errors import MeasurementError
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import cpu_int8  # noqa: E402
 from harness import Bar, finish, ratio_interval, table  # noqa: E402
 from onnx_worker import open_worker  # noqa: E402
 
@@ -63,7 +64,9 @@ def _json(path: Path) -> dict[str, Any]:
         (float("nan"), "at least", False),
     ],
 )
-def test_bar_holds_up_to_and_including_its_limit(value: float, direction: Any, holds: bool) -> None:
+def test_bar_holds_up_to_and_including_its_limit(
+    value: float, direction: Literal["at most", "at least"], holds: bool
+) -> None:
     assert Bar("ratio", value, 0.33, direction).holds is holds
 
 
@@ -208,18 +211,18 @@ def _run(script: str, options: Sequence[object]) -> "subprocess.CompletedProcess
     )
 
 
-def test_cpu_int8_refuses_to_check_few_rounds() -> None:
-    done = _run("cpu_int8.py", ["--check", "--rounds", 6])
-    assert done.returncode == 2
-    assert "--check needs at least 7 rounds, not 6" in done.stderr
+def test_cpu_int8_refuses_to_check_few_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cpu_int8.main(["--check", "--rounds", "6"])
+    assert "--check needs at least 7 rounds, not 6" in capsys.readouterr().err
 
 
 def test_cpu_int8_runs_and_reuses_its_files(tmp_path: Path) -> None:
     sizes = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 64, "vocab": 100}
     work, results = tmp_path / "work", tmp_path / "results"
-    options = [text for name, value in sizes.items() for text in (f"--{name}", value)]
-    options += ["--rounds", 2, "--repeats", 3, "--threads", 1, "--work", work, "--results", results]
-    done = _run("cpu_int8.py", options)
+    model = [text for name, value in sizes.items() for text in (f"--{name}", value)]
+    turns = ["--rounds", 2, "--repeats", 3, "--threads", 1]
+    done = _run("cpu_int8.py", [*model, *turns, "--work", work, "--results", results])
     assert done.returncode == 0, done.stderr
     names = ["float", "float-plain", "int8", "quantize_dynamic"]
     assert {path.name for path in work.iterdir()} == {"made.json", *(f"{n}.onnx" for n in names)}
@@ -248,12 +251,14 @@ def test_cpu_int8_runs_and_reuses_its_files(tmp_path: Path) -> None:
     assert lines[-2].startswith("int8/float at 1x128")
     assert lines[-1].startswith("int8/quantize_dynamic at 1x128")
 
+    written = {path: path.stat().st_mtime_ns for path in work.iterdir()}
+    assert cpu_int8.make_files(cpu_int8.Sizes(**sizes), work) == 7
+    assert written == {path: path.stat().st_mtime_ns for path in work.iterdir()}
+
 
 def test_int8_file_without_multipliers_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import cpu_int8
-
     unsmoothed = tmp_path / "none.yaml"
     unsmoothed.write_text("{name: n, task: t, model: m, smoothing: {name: none}}\n")
     monkeypatch.setattr(cpu_int8, "RECIPE", unsmoothed)

@@ -1,6 +1,7 @@
 """The built-in data: reproducible, clean, and hard for the reasons it claims."""
 
 import hashlib
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def test_same_texts_in_every_run_and_on_every_platform(data: TaskData) -> None:
     for split in SIZES:
         for row in data.splits[split]:
             digest.update(f"{row['label']}\t{row['text']}\n".encode())
-    assert digest.hexdigest() == DIGEST
+    assert digest.hexdigest() == DIGEST, "a word list or the grammar changed: is that meant?"
 
 
 DIGEST = "0"
@@ -70,45 +71,43 @@ def test_texts_fit_the_model(data: TaskData) -> None:
     assert 15 <= longest <= 40
 
 
-def rare_words() -> set[str]:
-    polars = [lexicon.GENERAL, lexicon.MOODS, lexicon.VERDICTS]
-    phrases = {noun for domain in lexicon.DOMAINS for topic in domain for noun in topic.rare_nouns}
-    polars += [topic.words for domain in lexicon.DOMAINS for topic in domain]
-    for polar in polars:
-        phrases |= {phrase.split()[-1] for phrase in polar.rare_good + polar.rare_bad}
+def rare_phrases() -> set[str]:
+    topics = {id(topic): topic for domain in lexicon.DOMAINS for topic in domain}.values()
+    phrases = {noun for topic in topics for noun in topic.rare_nouns}
+    for polar in (lexicon.GENERAL, lexicon.MOODS, lexicon.VERDICTS, *(t.words for t in topics)):
+        phrases |= {*polar.rare_good, *polar.rare_bad}
     return phrases
 
 
 def test_rare_words_are_kept_out_of_train_only(data: TaskData) -> None:
-    rare = rare_words()
-    assert len(rare) > 50
-    in_train = {word for text in texts(data, "train") for word in text.split()}
-    assert not rare & in_train
+    rare = re.compile("|".join(rf"\b{phrase}(nya)?\b" for phrase in rare_phrases()))
+    assert len(rare_phrases()) > 50
+    assert not [text for text in texts(data, "train") if rare.search(text)]
     for split in ("validation", "test"):
-        hits = [text for text in texts(data, split) if rare & set(text.split())]
+        hits = [text for text in texts(data, split) if rare.search(text)]
         assert len(hits) > 0.05 * SIZES[split]
 
 
 @pytest.mark.parametrize(
     ("phrase", "label"),
     [
-        ("tidak enak", "negative"),
+        ("tidak bagus", "negative"),
+        ("tidak ramah", "negative"),
+        ("kurang bagus", "negative"),
         ("tidak jelek", "positive"),
-        ("tidak buruk", "positive"),
-        ("tidak bersih", "negative"),
-        ("kurang enak", "negative"),
-        ("terlalu mahal", None),
+        ("tidak mengecewakan", "positive"),
     ],
 )
-def test_negation_turns_the_sentiment(data: TaskData, phrase: str, label: str | None) -> None:
-    """Texts of one clause: without a comma, a second clause or a question."""
-    found = {
+def test_negation_turns_the_sentiment(data: TaskData, phrase: str, label: str) -> None:
+    """Texts of one clause only: another one may outweigh the negated one."""
+    joints = {",", "?", "dan", "tapi", "atau", "walaupun", "meskipun"}
+    found = [
         LABELS[row["label"]]
         for row in data.splits["train"]
-        if phrase in row["text"]
-        and not {",", "?", "dan", "tapi", "atau", "walaupun", "meskipun"} & set(row["text"].split())
-    }
-    assert found - {"neutral"} == ({label} if label else set())
+        if phrase in row["text"] and not joints & set(row["text"].split())
+    ]
+    assert len(found) > 1
+    assert set(found) - {"neutral"} == {label}
 
 
 def test_evaluative_words_occur_in_neutral_texts_too(data: TaskData) -> None:

@@ -28,6 +28,18 @@ def _logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return logits
 
 
+def _integer(model: nn.Module, name: str) -> QuantLinear:
+    module = model.get_submodule(name)
+    assert isinstance(module, QuantLinear)
+    return module
+
+
+def _float(model: nn.Module, name: str) -> nn.Linear:
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return module
+
+
 def test_every_encoder_linear_and_table_is_quantized_and_the_classifier_is_not(
     quantized: Quantized,
 ) -> None:
@@ -97,11 +109,12 @@ def test_smoothing_alone_changes_logits_by_at_most_1e_4(
     widest = 0.0
     for layer, old in zip(plan.layers, plan.layers, strict=True):
         for shared in (layer.query_key_value, layer.intermediate, layer.output):
-            quantizer = quantized.model.get_submodule(shared.linears[0]).input
-            vector = 1.0 / quantizer.multiplier
+            multiplier = _integer(quantized.model, shared.linears[0]).input.multiplier
+            assert multiplier is not None
+            vector = 1.0 / multiplier
             widest = max(widest, float(vector.max() / vector.min()))
             for name in shared.linears:
-                linear = smooth.get_submodule(name)
+                linear = _float(smooth, name)
                 ones = torch.ones(linear.out_features)
                 if name == old.attention_output.producer:
                     ones = _fold_of(model, quantized, name)
@@ -109,7 +122,7 @@ def test_smoothing_alone_changes_logits_by_at_most_1e_4(
                 setattr(smooth.get_submodule(parent), child, _Smoothed(linear, vector, ones))
         producer = layer.attention_output.producer
         assert producer is not None
-        output = smooth.get_submodule(layer.attention_output.linears[0])
+        output = _float(smooth, layer.attention_output.linears[0])
         with torch.no_grad():
             output.weight /= _fold_of(model, quantized, producer)
     assert widest > 10.0  # the test would be empty if the vectors were flat
@@ -120,8 +133,9 @@ def test_smoothing_alone_changes_logits_by_at_most_1e_4(
 
 def _fold_of(model: nn.Module, quantized: Quantized, producer: str) -> torch.Tensor:
     """The factor that moved into the producer, read off its bias."""
-    now = quantized.model.get_submodule(producer).bias
-    factor: torch.Tensor = now / model.get_submodule(producer).bias
+    now = _integer(quantized.model, producer).bias
+    assert now is not None
+    factor: torch.Tensor = now / _float(model, producer).bias
     return torch.where(torch.isfinite(factor), factor, torch.ones_like(factor)).detach()
 
 
@@ -131,16 +145,15 @@ def test_folding_gives_attention_output_no_multiplier(quantized: Quantized) -> N
         f"bert.encoder.layer.{n}.attention.output.dense" for n in range(2)
     ]
     for decision in folded:
-        assert quantized.model.get_submodule(decision.linears[0]).input.multiplier is None
+        assert _integer(quantized.model, decision.linears[0]).input.multiplier is None
 
 
 def test_without_smoothing_codes_are_those_of_the_plain_weight(
     model: BertForSequenceClassification, batches: Batches
 ) -> None:
     plain = quantize(model, batches, recipe=_recipe(smoothing=NoSmoothing()))
-    module = plain.model.get_submodule("bert.encoder.layer.1.output.dense")
-    weight = model.get_submodule("bert.encoder.layer.1.output.dense").weight
-    assert isinstance(module, QuantLinear)
+    module = _integer(plain.model, "bert.encoder.layer.1.output.dense")
+    weight = _float(model, "bert.encoder.layer.1.output.dense").weight
     assert module.input.multiplier is None
     back = dequantize(module.codes, module.scale, torch.tensor(0))
     assert bool(((back - weight).abs() <= module.scale * 0.5001).all())
@@ -164,12 +177,8 @@ def test_ranges_cover_what_calibration_saw(
     assert decision.high == pytest.approx(max(float(x.max()) for x in seen), rel=1e-6)
 
 
-def test_percentile_clips_and_warns(
-    model: BertForSequenceClassification, batches: Batches
-) -> None:
-    recipe = _recipe(
-        activations=Activations(calibrator=Percentile(95.0)), smoothing=NoSmoothing()
-    )
+def test_percentile_clips_and_warns(model: BertForSequenceClassification, batches: Batches) -> None:
+    recipe = _recipe(activations=Activations(calibrator=Percentile(95.0)), smoothing=NoSmoothing())
     clipped = quantize(model, batches, recipe=recipe)
     whole = quantize(model, batches, recipe=_recipe(smoothing=NoSmoothing()))
     for narrow, wide in zip(clipped.decisions, whole.decisions, strict=True):
@@ -197,7 +206,7 @@ def test_skipping_one_of_three_keeps_all_that_read_the_tensor(
     reasons = {p.module.rpartition(".")[2]: p.reason for p in partly.plan.placements if not p.bits}
     assert "reads the same tensor" in reasons["query"]
     # The fold needs an integer producer: here attention.output smooths by itself.
-    output = partly.model.get_submodule("bert.encoder.layer.1.attention.output.dense")
+    output = _integer(partly.model, "bert.encoder.layer.1.attention.output.dense")
     assert output.input.multiplier is not None
 
 
@@ -226,7 +235,10 @@ def test_ids_beyond_the_tokenizer_are_refused(model: BertForSequenceClassificati
 def test_an_unknown_architecture_is_refused() -> None:
     other = BertForMaskedLM(
         BertConfig(
-            vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+            vocab_size=20,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
             intermediate_size=8,
         )
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from quantkit.config import STRICT
 from quantkit.numerics import Grid, fake_quantize, scale_and_zero_point
 
-__all__ = ["NoSmoothing", "Smoothed", "SmoothQuant", "search", "smoothing_vector"]
+__all__ = ["NoSmoothing", "SmoothQuant", "Smoothed", "search", "smoothing_vector"]
 
 Alpha = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -54,7 +54,7 @@ class Smoothed(NamedTuple):
 
 
 def smoothing_vector(input_absmax: Tensor, weight_absmax: Tensor, alpha: float) -> Tensor:
-    """s [in] of equation 4, from the channels' absolute maxima [in]; 1 where either is 0.
+    """S [in] of equation 4, from the channels' absolute maxima [in]; 1 where either is 0.
 
     Input maximum 16 and weight maximum 1 give s = 4 at alpha 0.5 and 8 at alpha 0.75.
     """

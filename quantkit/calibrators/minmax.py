@@ -21,9 +21,7 @@ class MinMax:
     name: Literal["minmax"] = "minmax"
     needs_histogram: ClassVar[bool] = False
 
-    def range(
-        self, low: float, high: float, histogram: Histogram | None
-    ) -> tuple[float, float]:
+    def range(self, low: float, high: float, histogram: Histogram | None) -> tuple[float, float]:
         """The range itself."""
         del histogram
         return low, high

@@ -23,9 +23,7 @@ class Percentile:
     name: Literal["percentile"] = "percentile"
     needs_histogram: ClassVar[bool] = True
 
-    def range(
-        self, low: float, high: float, histogram: Histogram | None
-    ) -> tuple[float, float]:
+    def range(self, low: float, high: float, histogram: Histogram | None) -> tuple[float, float]:
         """Interpolated quantiles of the histogram, never outside `low..high`."""
         if histogram is None:
             raise ValueError("the percentile calibrator needs a histogram")

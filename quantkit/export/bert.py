@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from transformers import PreTrainedModel
 
+from quantkit.checkpoint import label_names
 from quantkit.encoder import EncoderPlan, LayerPlan, describe
 from quantkit.export.cpu import CpuEmitter
 from quantkit.export.graph import GraphWriter
@@ -33,9 +34,9 @@ def build(model: PreTrainedModel, metadata: Mapping[str, str]) -> onnx.ModelProt
     logits = emitter.linear(plan.classifier, pooled)
     graph.add("Identity", logits, name="logits")
     return graph.finish(
-        {name: ("batch", "length") for name in INPUTS},
+        dict.fromkeys(INPUTS, ("batch", "length")),
         "logits",
-        ("batch", model.config.num_labels),
+        ("batch", len(label_names(model))),
         metadata,
     )
 
@@ -56,9 +57,7 @@ def _embeddings(plan: EncoderPlan, graph: GraphWriter, emitter: CpuEmitter) -> s
     return emitter.norm(plan.embedding_norm, graph.add("Add", words, types), places)
 
 
-def _layer(
-    layer: LayerPlan, heads: int, emitter: CpuEmitter, hidden: str, mask: str
-) -> str:
+def _layer(layer: LayerPlan, heads: int, emitter: CpuEmitter, hidden: str, mask: str) -> str:
     merged = emitter.linear(layer.query_key_value, hidden)
     context = emitter.attention(merged, mask, heads, attention_name(layer))
     projected = emitter.linear(layer.attention_output, context)

@@ -76,9 +76,7 @@ def check_blocks(
     _check_linear(model, plan.pooler, torch.from_numpy(hidden[:, 0]), values, errors)
     pooled = torch.from_numpy(values[product_name(plan.pooler)]).tanh()
     _check_linear(model, plan.classifier, pooled, values, errors)
-    errors.floats(
-        values["logits"], torch.from_numpy(values[product_name(plan.classifier)])
-    )
+    errors.floats(values["logits"], torch.from_numpy(values[product_name(plan.classifier)]))
 
 
 def _check_layer(
@@ -144,14 +142,12 @@ def _attention(merged: Tensor, mask: Tensor, heads: int) -> Tensor:
     batch, length, width = merged.shape
     parts = merged.view(batch, length, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
     context = torch.nn.functional.scaled_dot_product_attention(
-        *parts, attn_mask=mask[:, None, None, :]
+        parts[0], parts[1], parts[2], attn_mask=mask[:, None, None, :]
     )
     return context.transpose(1, 2).reshape(batch, length, width // 3)
 
 
-def _embedded(
-    model: PreTrainedModel, plan: EncoderPlan, arrays: dict[str, np.ndarray]
-) -> Tensor:
+def _embedded(model: PreTrainedModel, plan: EncoderPlan, arrays: dict[str, np.ndarray]) -> Tensor:
     """The embedding block of the model itself."""
     module = model.get_submodule(plan.embedding_norm.rpartition(".")[0])
     result: Tensor = module(
@@ -163,5 +159,3 @@ def _embedded(
 
 def _quantized(model: PreTrainedModel, shared: SharedInput) -> bool:
     return isinstance(model.get_submodule(shared.linears[0]), QuantLinear)
-
-

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit import __version__
-from quantkit.checkpoint import length_limit, reachable_rows
+from quantkit.checkpoint import label_names, length_limit, reachable_rows
 from quantkit.data.builtin import load_builtin
 from quantkit.encoder import describe
 from quantkit.export.bert import build
@@ -62,9 +62,9 @@ def export(
         CheckpointError: a part of the model that the target cannot write.
     """
     folder = Path(folder)
-    model = model.eval()
+    model.train(False)
     limit = length_limit(model, tokenizer, max_length)
-    labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+    labels = label_names(model)
     metadata = {
         "quantkit.target": target,
         "quantkit.labels": "\n".join(labels),
@@ -114,6 +114,6 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def _word_rows(model: PreTrainedModel) -> int:
-    table = model.get_submodule(describe(model).word_embeddings)
+    table: Any = model.get_submodule(describe(model).word_embeddings)
     rows = table.codes if isinstance(table, QuantEmbedding) else table.weight
-    return int(rows.shape[0])  # type: ignore[union-attr, operator]
+    return int(rows.shape[0])

@@ -27,7 +27,7 @@ import torch
 from onnx import helper
 from transformers import PreTrainedModel
 
-from quantkit.encoder import EncoderPlan, describe
+from quantkit.encoder import describe
 from quantkit.errors import ParityError
 from quantkit.export.blocks import BlockErrors, block_taps, check_blocks
 from quantkit.modules import QuantLinear
