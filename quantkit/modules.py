@@ -15,7 +15,8 @@ __all__ = ["InputQuantizer", "QuantEmbedding", "QuantLinear"]
 class InputQuantizer(nn.Module):
     """Static per-tensor uint8 codes of a Linear's input, after an optional channel multiplier.
 
-    Linears that read the same tensor (query, key and value) share one of these.
+    Linears that read the same tensor (query, key and value) share one of these: the first
+    owns it as its submodule `input`, the others refer to it.
 
     Args:
         scale: float32 scalar.
@@ -48,7 +49,8 @@ class QuantLinear(nn.Module):
         codes: int8 [out, in].
         scale: float32 [out, 1].
         bias: float32 [out], or None.
-        input_quantizer: its quantizer, possibly shared.
+        input_quantizer: what makes its input codes.
+        owner: whether the quantizer is this module's own; else another Linear's.
     """
 
     codes: Tensor
@@ -56,20 +58,35 @@ class QuantLinear(nn.Module):
     bias: Tensor | None
 
     def __init__(
-        self, codes: Tensor, scale: Tensor, bias: Tensor | None, input_quantizer: InputQuantizer
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        input_quantizer: InputQuantizer,
+        *,
+        owner: bool = True,
     ) -> None:
         super().__init__()
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
-        self.input = input_quantizer
+        if owner:
+            self.input = input_quantizer
+        # A tuple keeps a borrowed quantizer out of this module's state dict.
+        self._reads = (input_quantizer,)
+
+    @property
+    def input_quantizer(self) -> InputQuantizer:
+        """What makes the input codes, owned or borrowed."""
+        return self._reads[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the dtype of the scale."""
+        quantizer = self.input_quantizer
         return integer_linear(
-            self.input(x),
-            self.input.scale,
-            self.input.zero_point,
+            quantizer(x),
+            quantizer.scale,
+            quantizer.zero_point,
             self.codes,
             self.scale,
             self.bias,

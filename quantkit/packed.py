@@ -55,7 +55,8 @@ def save_packed(
 ) -> None:
     """Write a packed checkpoint into `folder`, which exists; see `files.new_folder`."""
     model = quantized.model
-    save_file(_tensors(model), folder / WEIGHTS, metadata={"format": "pt"})
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
     config["quantization_config"] = {"quant_method": "quantkit", "format": FORMAT}
@@ -100,14 +101,12 @@ def load_packed(folder: str | Path) -> Packed:
     config = AutoConfig.from_pretrained(folder)
     model = getattr(transformers, config.architectures[0])._from_config(config)
     swap(model, empty_modules(model, plan, tensors))
-    wanted = set(_tensors(model))
-    if wanted != set(tensors):
-        odd = sorted(wanted ^ set(tensors))[0]
+    if odd := sorted(model.state_dict().keys() ^ tensors.keys()):
         raise CheckpointError(
-            f"{folder / WEIGHTS} does not fit its {METADATA}: {odd} is in only one of them. "
+            f"{folder / WEIGHTS} does not fit its {METADATA}: {odd[0]} is in only one of them. "
             f"The folder is damaged: quantize again."
         )
-    model.load_state_dict(tensors, strict=False)
+    model.load_state_dict(tensors)
     return Packed(
         model.eval(),
         AutoTokenizer.from_pretrained(folder),
@@ -137,17 +136,13 @@ def empty_modules(model: nn.Module, plan: Plan, tensors: dict[str, Tensor]) -> d
         for name in shared.linears:
             bias = _like(tensors, f"{name}.bias") if f"{name}.bias" in tensors else None
             modules[name] = QuantLinear(
-                _like(tensors, f"{name}.codes"), _like(tensors, f"{name}.scale"), bias, quantizer
+                _like(tensors, f"{name}.codes"),
+                _like(tensors, f"{name}.scale"),
+                bias,
+                quantizer,
+                owner=name == shared.linears[0],
             )
     return modules
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with each shared tensor once, under the name of its first reader."""
-    kept = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
-    return {
-        name: tensor.contiguous() for name, tensor in model.state_dict().items() if name in kept
-    }
 
 
 def _like(tensors: dict[str, Tensor], name: str) -> Tensor:

@@ -247,7 +247,8 @@ def _linears(
             if (factor := folds.get(name)) is not None:
                 scale = scale * factor[:, None]
                 bias = None if bias is None else bias * factor
-            modules[name] = QuantLinear(codes, scale, bias, entry.quantizer)
+            owner = name == shared.linears[0]
+            modules[name] = QuantLinear(codes, scale, bias, entry.quantizer, owner=owner)
     return modules
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 # Before torch is imported: tests are small, and one thread is faster for them.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest

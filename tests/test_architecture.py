@@ -24,6 +24,7 @@ LAYERS = [
     "calibration placement",
     "ptq",
     "checkpoint packed",
+    "hf",
     "data metrics batching",
     "training_state",
     "train",

@@ -40,7 +40,7 @@ def test_shared_quantizers_are_stored_once_and_shared_again(folder: Path) -> Non
     assert f"{attention}.query.input.scale" in names
     assert f"{attention}.key.input.scale" not in names
     module = load_packed(folder).model.get_submodule(attention)
-    assert module.query.input is module.value.input
+    assert module.query.input_quantizer is module.value.input_quantizer
 
 
 def test_the_codes_travel_as_integers(folder: Path) -> None:

@@ -52,7 +52,11 @@ def test_every_encoder_linear_and_table_is_quantized_and_the_classifier_is_not(
 
 def test_query_key_and_value_share_one_input_quantizer(quantized: Quantized) -> None:
     attention = quantized.model.get_submodule("bert.encoder.layer.0.attention.self")
-    assert attention.query.input is attention.key.input is attention.value.input
+    assert (
+        attention.query.input_quantizer
+        is attention.key.input_quantizer
+        is attention.value.input_quantizer
+    )
 
 
 def test_the_answers_stay_close_and_the_float_model_as_it_was(

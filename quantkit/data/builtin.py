@@ -26,7 +26,7 @@ RARE_WORD_SHARE = 0.05  # of the sentiment words outside train
 RARE_NOUN_SHARE = 0.10  # of the nouns outside train
 ORDINARY = 5  # the first words of a list are the ordinary ones
 SKEW = 2.5  # 1: all words of a list equally often; more: the first ones more often
-CASUAL_SHARE = 0.5  # of the texts
+CASUAL_SHARE = 0.4  # of the texts
 TYPO_SHARE = 0.02  # of the words longer than 4 letters
 
 _Option = TypeVar("_Option")
@@ -99,7 +99,7 @@ AGREEMENT = (
 )
 GOOD_CLAUSES: Weighted = ((PLAIN, 0.84), (NEGATED, 0.10), (GOOD_ONLY, 0.03), (REVERSED, 0.03))
 BAD_CLAUSES: Weighted = ((PLAIN, 0.84), (NEGATED, 0.10), (BAD_ONLY, 0.03), (REVERSED, 0.03))
-FRAMES: Weighted = ((("{agreeing}",), 0.38), (AGREEMENT, 0.52), (CONTRAST, 0.10))
+FRAMES: Weighted = ((("{agreeing}",), 0.34), (AGREEMENT, 0.58), (CONTRAST, 0.08))
 
 QUESTIONS = (
     "apakah {noun} di {place} {any} ?",

@@ -122,7 +122,7 @@ def _check_linear(
         return
     codes = values[codes_name(shared)]
     quantized = [module for module in modules if isinstance(module, QuantLinear)]
-    errors.codes(codes, quantized[0].input(x))
+    errors.codes(codes, quantized[0].input_quantizer(x))
     expected = np.concatenate([_exact_product(codes, module) for module in quantized], axis=-1)
     errors.products += found.size
     errors.inexact_products += int((found != expected).sum())
@@ -130,9 +130,9 @@ def _check_linear(
 
 def _exact_product(codes: np.ndarray, module: QuantLinear) -> np.ndarray:
     """Test (a)'s reference, in NumPy: the accumulator is exact in float64, below 2**53."""
-    centred = codes.astype(np.float64) - float(module.input.zero_point)
+    centred = codes.astype(np.float64) - float(module.input_quantizer.zero_point)
     accumulator = centred @ module.codes.numpy().astype(np.float64).T
-    factor = np.float32(module.input.scale) * module.scale.numpy()[:, 0]
+    factor = np.float32(module.input_quantizer.scale) * module.scale.numpy()[:, 0]
     result: np.ndarray = accumulator.astype(np.float32) * factor
     return result if module.bias is None else result + module.bias.numpy()
 

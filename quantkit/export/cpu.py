@@ -72,12 +72,9 @@ class CpuEmitter:
 
     def _integer_linear(self, shared: SharedInput, modules: list[QuantLinear], x: str) -> str:
         graph, name = self._graph, shared.linears[0]
-        scale, zero_point = self._input_constants(name, modules[0].input)
-        if modules[0].input.multiplier is not None:
-            multiplier = graph.constant(
-                f"{name}.input.multiplier", _array(modules[0].input.multiplier)
-            )
-            x = graph.add("Mul", x, multiplier)
+        scale, zero_point = self._input_constants(name, modules[0].input_quantizer)
+        if (multiplier := modules[0].input_quantizer.multiplier) is not None:
+            x = graph.add("Mul", x, graph.constant(f"{name}.input.multiplier", _array(multiplier)))
         codes = graph.add("QuantizeLinear", x, scale, zero_point, name=codes_name(shared))
         weight = np.concatenate([_array(module.codes) for module in modules]).T
         weight_scale = np.concatenate([_array(module.scale) for module in modules])[:, 0]

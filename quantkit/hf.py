@@ -1,0 +1,81 @@
+"""Lets transformers' own `from_pretrained` load packed checkpoints.
+
+    import quantkit.hf
+    model = AutoModelForSequenceClassification.from_pretrained("runs/smsa/w8a8")
+
+Without this import `from_pretrained` refuses the folder, because it holds no
+`model.safetensors`. Importing it registers the quantization method `quantkit`; transformers
+then builds the float skeleton, the quantizer below puts empty integer modules in it, and
+transformers fills them from `quantkit.safetensors`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from quantkit.errors import CheckpointError
+from quantkit.files import read_json
+from quantkit.packed import FORMAT, METADATA, WEIGHTS, empty_modules
+from quantkit.placement import Plan, swap
+
+__all__ = ["QuantkitConfig", "QuantkitQuantizer"]
+
+
+@register_quantization_config("quantkit")
+class QuantkitConfig(QuantizationConfigMixin):
+    """The `quantization_config` of a packed checkpoint's config.json."""
+
+    def __init__(self, format: int = FORMAT, **_: object) -> None:
+        self.quant_method: Any = "quantkit"
+        self.format = format
+
+
+@register_quantizer("quantkit")
+class QuantkitQuantizer(HfQuantizer):
+    """Puts integer modules into a model that transformers is about to fill."""
+
+    requires_calibration = True  # only packed checkpoints can be loaded this way
+
+    def update_attn_implementation(self, config: Any) -> Any:  # noqa: ANN401
+        """Name the weights' file: the one hook of transformers 5 that sees the config early."""
+        return _with_weights_file(config)
+
+    def update_tp_plan(self, config: Any) -> Any:  # noqa: ANN401
+        """Name the weights' file: the same hook of transformers 4."""
+        return _with_weights_file(config)
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, **_: object
+    ) -> PreTrainedModel:
+        folder = Path(model.config._name_or_path)
+        found = getattr(self.quantization_config, "format", None)
+        if found != FORMAT:
+            raise CheckpointError(
+                f"{folder} has format {found!r}; this quantkit reads "
+                f"format {FORMAT}. Upgrade quantkit, or quantize again."
+            )
+        plan = Plan.from_json(read_json(folder / METADATA)["plan"])
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        swap(model, empty_modules(model, plan, tensors))
+        return model
+
+    @property
+    def is_trainable(self) -> bool:
+        """Integers have no gradient."""
+        return False
+
+    def is_serializable(self, safe_serialization: bool | None = None) -> bool:
+        """Packed checkpoints are written by `quantkit.packed.save_packed` only."""
+        del safe_serialization
+        return False
+
+
+def _with_weights_file(config: Any) -> Any:  # noqa: ANN401
+    config.transformers_weights = WEIGHTS
+    return config
