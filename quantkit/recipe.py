@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Named = Field(discriminator="name")
 
@@ -58,7 +59,7 @@ class Finetune:
     gradient_clip: Annotated[float, Field(gt=0.0)] = 1.0  # global L2 norm
     precision: Literal["fp32", "bf16"] = "fp32"
     save_every: Positive = 200  # steps between states a killed run can resume from
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -66,7 +67,7 @@ class Calibration:
     """Which training texts the ranges are taken from."""
 
     samples: Positive = 256
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, config=STRICT)
