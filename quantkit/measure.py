@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -169,9 +169,10 @@ def _worker(name: str, path: Path, threads: int | None) -> Iterator[_Worker]:
             worker.seconds = worker.ask(do="open", path=str(path), threads=threads)["seconds"]
             yield worker
         finally:
+            process.kill()
             if process.stdin is not None:
-                process.stdin.close()
-            process.terminate()
+                with suppress(BrokenPipeError):  # an unsent request to a process that ended
+                    process.stdin.close()
 
 
 def _processor() -> tuple[str, set[str]]:

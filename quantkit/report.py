@@ -21,7 +21,7 @@ from quantkit.metrics import (
     paired_bootstrap,
 )
 
-__all__ = ["SCHEMA", "CandidateReport", "Report", "candidate_report", "to_markdown"]
+__all__ = ["SCHEMA", "CandidateReport", "Report", "candidate_report", "report_rows", "to_markdown"]
 
 SCHEMA = 1
 MEGABYTE = 1e6
@@ -123,16 +123,12 @@ def candidate_report(
 
 def to_markdown(report: Report) -> str:
     """The report as Markdown: quality, size, latency and memory side by side."""
-    names = [candidate.name for candidate in report.candidates]
-    rows = _quality_rows(report) + _size_rows(report) + _speed_rows(report)
     lines = [
         f"# {report.name}: {report.task}, {report.test_rows} test texts",
         "",
         *(f"> {note}" for note in report.notes),
         "",
-        f"| | {' | '.join(names)} |",
-        f"| --- |{' ---: |' * len(names)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        *report_rows(report),
         "",
         "Intervals are 95 %, paired bootstrap over test texts, 1,000 draws. Latency is p50 / "
         f"p90 in milliseconds of one call with {report.environment['threads']} threads; memory "
@@ -145,6 +141,17 @@ def to_markdown(report: Report) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def report_rows(report: Report) -> list[str]:
+    """The lines of the report's Markdown table."""
+    names = [candidate.name for candidate in report.candidates]
+    rows = _quality_rows(report) + _size_rows(report) + _speed_rows(report)
+    return [
+        f"| | {' | '.join(names)} |",
+        f"| --- |{' ---: |' * len(names)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
 
 
 def _quality_rows(report: Report) -> list[list[str]]:

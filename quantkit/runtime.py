@@ -55,6 +55,7 @@ class Session:
         self.labels = labels
         self.path = path
         self.max_length = max_length
+        self.vocabulary = tokenizer.get_vocab_size()  # token ids are below it
         tokenizer.enable_truncation(max_length)
 
     def predict(self, texts: Sequence[str], batch_size: int = 8) -> list[Prediction]:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.errors import QuantkitError
 from quantkit.runtime import Session, import_onnxruntime, load
 
 __all__ = ["main", "resident_bytes", "token_arrays"]
@@ -46,8 +45,8 @@ def main() -> None:
                 answer = {"error": "no candidate is open"}
             else:
                 answer = _serve(session, request)
-        except QuantkitError as problem:
-            answer = {"error": str(problem)}
+        except Exception as problem:  # whatever it is, the process that asked must hear it
+            answer = {"error": f"{type(problem).__name__}: {problem}"}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
@@ -55,7 +54,7 @@ def main() -> None:
 def _serve(session: Session, request: dict[str, Any]) -> dict[str, Any]:
     if request["do"] == "predict":
         return {"logits": session.logits(request["texts"], request["batch_size"]).tolist()}
-    arrays = token_arrays(request["batch"], request["length"])
+    arrays = token_arrays(request["batch"], request["length"], session.vocabulary)
     for _ in range(WARM_UP):
         session.run(arrays)
     seconds = []
@@ -66,7 +65,7 @@ def _serve(session: Session, request: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds}
 
 
-def token_arrays(batch: int, length: int, rows: int = 1000) -> dict[str, np.ndarray]:
+def token_arrays(batch: int, length: int, rows: int) -> dict[str, np.ndarray]:
     """Full int64 arrays [batch, length] of seeded token ids below `rows`."""
     ids = np.random.default_rng(0).integers(5, rows, (batch, length))
     return {
