@@ -34,7 +34,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from quantkit.errors import MeasurementError
-from quantkit.export.bert import build
+from quantkit.exporter.bert import build
 from quantkit.files import read_json, write_json
 from quantkit.measure import environment
 from quantkit.ptq import Quantized, quantize

@@ -14,7 +14,7 @@ _HOME = {
     "QuantkitError": "quantkit.errors",
     "Recipe": "quantkit.recipe",
     "Session": "quantkit.runtime",
-    "export": "quantkit.export",
+    "export": "quantkit.exporter",
     "load": "quantkit.runtime",
     "load_packed": "quantkit.packed",
     "load_recipe": "quantkit.recipe",

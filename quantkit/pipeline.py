@@ -25,8 +25,8 @@ from quantkit.checkpoint import (
 from quantkit.data import TaskData, load_task
 from quantkit.data.tokenizer import train_wordpiece
 from quantkit.errors import DataError, OutputExistsError
-from quantkit.export import Exported, export
-from quantkit.export.inspect import bytes_by_component
+from quantkit.exporter import Exported, export
+from quantkit.exporter.inspect import bytes_by_component
 from quantkit.files import new_folder, read_json, write_json
 from quantkit.measure import environment, measure
 from quantkit.metrics import macro_f1

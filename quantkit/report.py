@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from quantkit.errors import QuantkitError
-from quantkit.export.inspect import Components
+from quantkit.exporter.inspect import Components
 from quantkit.files import read_json, write_json, write_text
 from quantkit.measure import Latency, Measured
 from quantkit.metrics import (

@@ -30,7 +30,7 @@ LAYERS = [
     "train",
     "runtime",
     "worker",
-    "export",
+    "exporter",
     "measure",
     "report runs",
     "evaluation",
@@ -81,7 +81,10 @@ def test_public_names_are_pinned() -> None:
         "quantize",
     ]
     for name in quantkit.__all__:
-        assert getattr(quantkit, name) is not None
+        first = getattr(quantkit, name)
+        # A submodule of the same name would take the public name's place once imported.
+        assert isinstance(first, str) or callable(first)
+        assert getattr(quantkit, name) is first
 
 
 def test_every_module_says_what_is_public() -> None:

@@ -9,10 +9,10 @@ from onnx import numpy_helper
 from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 
 from quantkit.errors import CheckpointError, ParityError
-from quantkit.export import export
-from quantkit.export.bert import build
-from quantkit.export.gate import check_parity, gate_batches
-from quantkit.export.inspect import bytes_by_component, optimized_operators
+from quantkit.exporter import export
+from quantkit.exporter.bert import build
+from quantkit.exporter.gate import check_parity, gate_batches
+from quantkit.exporter.inspect import bytes_by_component, optimized_operators
 from quantkit.ptq import Quantized
 from quantkit.runtime import session_options
 from tests.conftest import ROWS, batch_of, small_bert
@@ -142,7 +142,7 @@ def test_a_file_that_fails_is_not_left_behind(
     def wrong(model: BertForSequenceClassification, metadata: dict[str, str]) -> onnx.ModelProto:
         return _changed(build(model, metadata), f"{LAYER}.output.dense.codes", 1)
 
-    monkeypatch.setattr("quantkit.export.folder.build", wrong)
+    monkeypatch.setattr("quantkit.exporter.folder.build", wrong)
     with pytest.raises(ParityError):
         export(quantized.model, tokenizer, tmp_path)
     assert list(tmp_path.rglob("*.onnx*")) == []

@@ -7,7 +7,7 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 
 import quantkit
 from quantkit.errors import MeasurementError, QuantkitError
-from quantkit.export import export
+from quantkit.exporter import export
 from quantkit.measure import environment, measure
 from quantkit.ptq import Quantized
 from quantkit.report import Report

@@ -13,7 +13,7 @@ from quantkit.batching import Encoded, encode
 from quantkit.checkpoint import builtin_model, reachable_rows
 from quantkit.data import TaskData, load_task
 from quantkit.data.tokenizer import train_wordpiece
-from quantkit.export import export
+from quantkit.exporter import export
 from quantkit.metrics import agreement, classification_scores
 from quantkit.pipeline import calibration_batches
 from quantkit.ptq import quantize

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 import quantkit
 from quantkit import runtime
 from quantkit.errors import CheckpointError, DependencyError
-from quantkit.export import export
+from quantkit.exporter import export
 from quantkit.ptq import Quantized
 
 TEXTS = ["makanan enak sekali", "pelayanan buruk", "biasa saja", "tidak enak " * 60, "enak"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from quantkit.encoder import SharedInput
 from quantkit.errors import CheckpointError
-from quantkit.export.graph import CONTRIB, GraphWriter
+from quantkit.exporter.graph import CONTRIB, GraphWriter
 from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear
 
 __all__ = ["CpuEmitter", "codes_name", "product_name"]

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quantkit.encoder import EncoderPlan, LayerPlan, SharedInput
-from quantkit.export.bert import attention_name
-from quantkit.export.cpu import codes_name, product_name
+from quantkit.exporter.bert import attention_name
+from quantkit.exporter.cpu import codes_name, product_name
 from quantkit.modules import QuantLinear
 
 __all__ = ["BlockErrors", "block_taps", "check_blocks"]

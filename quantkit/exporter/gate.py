@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from quantkit.encoder import describe
 from quantkit.errors import ParityError
-from quantkit.export.blocks import BlockErrors, block_taps, check_blocks
+from quantkit.exporter.blocks import BlockErrors, block_taps, check_blocks
 from quantkit.modules import QuantLinear
 from quantkit.runtime import import_onnxruntime, session_options
 

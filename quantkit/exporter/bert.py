@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from quantkit.checkpoint import label_names
 from quantkit.encoder import EncoderPlan, LayerPlan, describe
-from quantkit.export.cpu import CpuEmitter
-from quantkit.export.graph import GraphWriter
+from quantkit.exporter.cpu import CpuEmitter
+from quantkit.exporter.graph import GraphWriter
 
 __all__ = ["attention_name", "build"]
 

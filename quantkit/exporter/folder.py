@@ -12,8 +12,8 @@ from quantkit import __version__
 from quantkit.checkpoint import label_names, length_limit, reachable_rows
 from quantkit.data.builtin import load_builtin
 from quantkit.encoder import describe
-from quantkit.export.bert import build
-from quantkit.export.gate import Arrays, ParityResult, check_parity, gate_batches
+from quantkit.exporter.bert import build
+from quantkit.exporter.gate import Arrays, ParityResult, check_parity, gate_batches
 from quantkit.files import new_file, write_json
 from quantkit.modules import QuantEmbedding, QuantLinear
 from quantkit.recipe import Recipe, recipe_hash
