@@ -97,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "largest_logit": float(np.abs(logits["float"]).max()),
         "largest_logit_difference_from_float": _differences(logits),
         "shapes": shapes,
+        "table": _markdown(shapes, file_bytes),
     }
     return finish(
         "cpu_int8",
@@ -364,6 +365,24 @@ def _print(shapes: Mapping[str, Mapping[str, Any]], file_bytes: Mapping[str, int
         for shape, result in shapes.items()
     ]
     print("\n" + table(["ratio", *(f"int8/{name}" for name in BASELINES)], ratios))
+
+
+def _markdown(shapes: Mapping[str, Mapping[str, Any]], file_bytes: Mapping[str, int]) -> list[str]:
+    """The table that the README shows."""
+    ratios = [f"int8/{name}" for name in BASELINES]
+    header = ["median ms", *CANDIDATES, *ratios]
+    rows = [
+        [
+            shape,
+            *(f"{result['median_ms'][name]:.1f}" for name in CANDIDATES),
+            *(_ratio_text(result["ratios"][name]) for name in ratios),
+        ]
+        for shape, result in shapes.items()
+    ]
+    sizes = [f"{file_bytes[name] / 1e6:.0f} MB" for name in CANDIDATES]
+    rows.append(["file", *sizes, *("" for _ in ratios)])
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _ratio_text(ratio: Mapping[str, Any]) -> str:

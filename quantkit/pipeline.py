@@ -87,8 +87,8 @@ def finetune(
     task = load_task(recipe.task, data)
     model, tokenizer = _starting_point(recipe, task)
     limit = length_limit(model, tokenizer, recipe.max_length)
-    if overwrite and run.folder.is_dir():
-        shutil.rmtree(run.folder)
+    if overwrite:
+        shutil.rmtree(run.training_folder, ignore_errors=True)
     result = train_model(
         model,
         _encoded(task, "train", tokenizer, limit),
@@ -104,6 +104,7 @@ def finetune(
     )
     with new_folder(run.float_folder, overwrite=True) as partial:
         save_float(model, tokenizer, partial)
+    run.remove_derived()
     run.save(recipe, data, asdict(result))
     shutil.rmtree(run.training_folder, ignore_errors=True)
     return result

@@ -7,6 +7,7 @@ runs/NAME/w8a8/        the packed checkpoint, and its onnx/model_quantized.onnx
 runs/NAME/report.json  the measurements, and report.md made from them
 """
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,13 @@ class Run:
         """Steps, seconds, best score and history of its fine-tuning."""
         value: dict[str, Any] = self._record()["training"]
         return value
+
+    def remove_derived(self) -> None:
+        """Remove what was made from an earlier float model: it would no longer belong to it."""
+        for folder in self.folder.glob("w*a*"):
+            shutil.rmtree(folder)
+        for name in ("report.json", "report.md"):
+            (self.folder / name).unlink(missing_ok=True)
 
     def refuse_if_there(self) -> None:
         """Refuse to write over an earlier run.

@@ -330,3 +330,31 @@ def test_an_interrupted_run_asks_for_resume(
     )
     assert code == 2
     assert "--resume" in err
+
+
+def test_an_overwrite_that_fails_leaves_the_earlier_run(
+    finished: tuple[Path, str], data: Path, checkpoint: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(finished[0], runs)
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    code, _, err = invoke(
+        *("finetune", "smsa.yaml", "--model", checkpoint, "--data", data, "--runs", runs),
+        *("--overwrite", "--set", "finetune.lr=1e30", "--set", "finetune.gradient_clip=1e30"),
+    )
+    assert code == 2
+    assert "finetune.lr" in err
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_new_float_model_removes_what_was_made_from_the_old_one(
+    finished: tuple[Path, str], data: Path, checkpoint: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(finished[0], runs)
+    code, _, _ = invoke(
+        *("finetune", "smsa.yaml", "--model", checkpoint, "--data", data, "--runs", runs),
+        *("--overwrite", "--set", "finetune.epochs=1"),
+    )
+    assert code == 0
+    assert sorted(path.name for path in (runs / "smsa").iterdir()) == ["float", "run.json"]

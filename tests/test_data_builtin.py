@@ -39,7 +39,7 @@ def test_same_texts_in_every_run_and_on_every_platform(data: TaskData) -> None:
     assert digest.hexdigest() == DIGEST, "a word list or the grammar changed: is that meant?"
 
 
-DIGEST = "0"
+DIGEST = "56a7521557c8e11bf55020ea4705766b550a868f57d418154a0cd676e1b0eeef"
 
 
 def test_a_different_seed_gives_different_texts(
