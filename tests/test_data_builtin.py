@@ -89,25 +89,21 @@ def test_rare_words_are_kept_out_of_train_only(data: TaskData) -> None:
 
 
 @pytest.mark.parametrize(
-    ("phrase", "label"),
-    [
-        ("tidak bagus", "negative"),
-        ("tidak ramah", "negative"),
-        ("kurang bagus", "negative"),
-        ("tidak jelek", "positive"),
-        ("tidak mengecewakan", "positive"),
-    ],
+    ("denied", "label"),
+    [(lexicon.GENERAL.good, "negative"), (lexicon.GENERAL.bad, "positive")],
 )
-def test_negation_turns_the_sentiment(data: TaskData, phrase: str, label: str) -> None:
+def test_negation_turns_the_sentiment(data: TaskData, denied: tuple[str, ...], label: str) -> None:
     """Texts of one clause only: another one may outweigh the negated one."""
+    negation = re.compile(rf"\b(tidak|gak|ga|nggak|tdk) ({'|'.join(denied)})\b")
     joints = {",", "?", "dan", "tapi", "atau", "walaupun", "meskipun"}
-    found = [
+    found = Counter(
         LABELS[row["label"]]
         for row in data.splits["train"]
-        if phrase in row["text"] and not joints & set(row["text"].split())
-    ]
-    assert len(found) > 1
-    assert set(found) - {"neutral"} == {label}
+        if negation.search(row["text"]) and not joints & set(row["text"].split())
+    )
+    del found["neutral"]  # "not good but not bad either" with a misspelt "but"
+    assert found[label] >= 10
+    assert found.total() == found[label]
 
 
 def test_evaluative_words_occur_in_neutral_texts_too(data: TaskData) -> None:
