@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import MeasurementError
-from quantkit.runtime import available_threads
+from quantkit.runtime import available_threads, cpu_flags
 
 __all__ = ["Latency", "Measured", "environment", "measure"]
 
@@ -114,9 +114,9 @@ def measure(
 
 def environment(threads: int | None = None) -> dict[str, Any]:
     """What a figure depends on: processor, its integer features, threads and versions."""
-    name, flags = _processor()
+    flags = cpu_flags()
     return {
-        "cpu": name,
+        "cpu": _processor(),
         "cpu_flags": [flag for flag in _FLAGS if flag in flags],
         "cores": os.cpu_count(),
         "threads": threads or available_threads(),
@@ -175,17 +175,11 @@ def _worker(name: str, path: Path, threads: int | None) -> Iterator[_Worker]:
                     process.stdin.close()
 
 
-def _processor() -> tuple[str, set[str]]:
-    name, flags = platform.processor() or "unknown", set[str]()
+def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() in {"flags", "Features"}:
-                flags.update(value.split())
-    return name, flags
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
 
 
 def _version(package: str) -> str | None:

@@ -125,3 +125,19 @@ def test_threads_follow_the_affinity() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ
     )
     assert result.stdout.strip() == "1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [({"avx2", "avx512_vnni"}, False), ({"avx2"}, True), (set(), True), ({"asimd"}, False)],
+)
+def test_the_exactness_switch_is_set_only_where_products_saturate(
+    flags: set[str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: frozenset(flags))
+    options = runtime.session_options()
+    if expected:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError):
+            options.get_session_config_entry("session.x64quantprecision")
