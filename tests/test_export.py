@@ -31,7 +31,8 @@ def _run(proto: onnx.ModelProto, batch: dict[str, torch.Tensor]) -> np.ndarray:
 def test_four_integer_products_per_layer_and_none_in_float(quantized: Quantized) -> None:
     """In the graph that ONNX Runtime really runs, after its own optimisations."""
     operators = optimized_operators(build(quantized.model, {}))
-    assert operators["MatMulIntegerToFloat"] == 4 * LAYERS + 1  # and the pooler
+    assert operators["QAttention"] == LAYERS  # query, key and value merged, and the attention
+    assert operators["MatMulIntegerToFloat"] == 3 * LAYERS + 1  # and the pooler
     floats = sum(operators.get(kind, 0) for kind in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm"))
     assert floats == 1  # the classifier
     assert operators.get("DequantizeLinear", 0) == 0
@@ -127,8 +128,8 @@ def test_the_gate_catches_one_wrong_number(
 def test_the_gate_catches_a_forgotten_mask(quantized: Quantized) -> None:
     proto = build(quantized.model, {})
     for node in proto.graph.node:
-        if node.op_type == "MultiHeadAttention":
-            del node.input[4:]
+        if node.op_type == "QAttention":
+            node.input[5] = ""
     with pytest.raises(ParityError, match=r"\(b\)"):
         check_parity(quantized.model, proto, gate_batches(ROWS, 64))
 

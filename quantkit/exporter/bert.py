@@ -58,8 +58,9 @@ def _embeddings(plan: EncoderPlan, graph: GraphWriter, emitter: CpuEmitter) -> s
 
 
 def _layer(layer: LayerPlan, heads: int, emitter: CpuEmitter, hidden: str, mask: str) -> str:
-    merged = emitter.linear(layer.query_key_value, hidden)
-    context = emitter.attention(merged, mask, heads, attention_name(layer))
+    context = emitter.self_attention(
+        layer.query_key_value, hidden, mask, heads, attention_name(layer)
+    )
     projected = emitter.linear(layer.attention_output, context)
     hidden = emitter.norm(layer.attention_norm, projected, hidden)
     inner = emitter.activation(layer.activation, emitter.linear(layer.intermediate, hidden))

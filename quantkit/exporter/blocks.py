@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from quantkit.encoder import EncoderPlan, LayerPlan, SharedInput
 from quantkit.exporter.bert import attention_name
-from quantkit.exporter.cpu import codes_name, product_name
+from quantkit.exporter.cpu import codes_name, merged_integers, product_name
 from quantkit.modules import QuantLinear
 
-__all__ = ["BlockErrors", "block_taps", "check_blocks"]
+__all__ = ["BlockErrors", "block_taps", "check_blocks", "check_stored"]
 
 
 @dataclass
@@ -51,7 +52,8 @@ def block_taps(plan: EncoderPlan, model: PreTrainedModel) -> dict[str, int]:
     for layer in plan.layers:
         floats += [layer.attention_norm, layer.output_norm, attention_name(layer)]
     shared_inputs = list(plan.inputs())
-    floats += [product_name(shared) for shared in shared_inputs]
+    inside = [layer.query_key_value for layer in plan.layers if _fused(model, layer)]
+    floats += [product_name(shared) for shared in shared_inputs if shared not in inside]
     integers = [codes_name(shared) for shared in shared_inputs if _quantized(model, shared)]
     return {
         **dict.fromkeys(floats, onnx.TensorProto.FLOAT),
@@ -98,7 +100,10 @@ def _check_layer(
         errors.floats(values[name], model.get_submodule(name)(x + torch.from_numpy(residual)))
         return values[name]
 
-    merged = product(layer.query_key_value, torch.from_numpy(hidden))
+    if _fused(model, layer):
+        merged = _check_fused(model, layer, torch.from_numpy(hidden), values, errors)
+    else:
+        merged = product(layer.query_key_value, torch.from_numpy(hidden))
     errors.floats(values[attention_name(layer)], _attention(merged, mask, plan.heads))
     context = torch.from_numpy(values[attention_name(layer)])
     middle = norm(layer.attention_norm, product(layer.attention_output, context), hidden)
@@ -116,16 +121,71 @@ def _check_linear(
 ) -> None:
     """The codes of `x`, then test (a) on the product of the file's own codes."""
     found = values[product_name(shared)]
-    modules = [model.get_submodule(name) for name in shared.linears]
     if not _quantized(model, shared):
-        errors.floats(found, torch.cat([module(x) for module in modules], dim=-1))
+        outputs = [model.get_submodule(name)(x) for name in shared.linears]
+        errors.floats(found, torch.cat(outputs, dim=-1))
         return
     codes = values[codes_name(shared)]
-    quantized = [module for module in modules if isinstance(module, QuantLinear)]
+    quantized = _integer_modules(model, shared)
     errors.codes(codes, quantized[0].input_quantizer(x))
     expected = np.concatenate([_exact_product(codes, module) for module in quantized], axis=-1)
     errors.products += found.size
     errors.inexact_products += int((found != expected).sum())
+
+
+def check_stored(
+    model: PreTrainedModel, plan: EncoderPlan, proto: onnx.ModelProto, errors: BlockErrors
+) -> None:
+    """Test (a) for products that stay inside an attention operator, and cannot be read.
+
+    What the file stores for them has to be the model's own: weight codes, scales and bias,
+    and the input's scale and zero point, every number of them.
+    """
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for layer in plan.layers:
+        if not _fused(model, layer):
+            continue
+        name = layer.query_key_value.linears[0]
+        modules = _integer_modules(model, layer.query_key_value)
+        weight, scale, bias = merged_integers(modules)
+        quantizer = modules[0].input_quantizer
+        expected = {
+            "codes": weight,
+            "scale": scale,
+            "bias": bias,
+            "input.scale": quantizer.scale.numpy(),
+            "input.zero_point": quantizer.zero_point.numpy(),
+        }
+        for part, values in expected.items():
+            found = numpy_helper.to_array(stored[f"{name}.{part}"])
+            errors.products += found.size
+            errors.inexact_products += int((found != values).sum())
+
+
+def _check_fused(
+    model: PreTrainedModel,
+    layer: LayerPlan,
+    x: Tensor,
+    values: dict[str, np.ndarray],
+    errors: BlockErrors,
+) -> Tensor:
+    """The codes of `x`; returns the exact merged product of the file's own codes."""
+    modules = _integer_modules(model, layer.query_key_value)
+    codes = values[codes_name(layer.query_key_value)]
+    errors.codes(codes, modules[0].input_quantizer(x))
+    products = [_exact_product(codes, module) for module in modules]
+    return torch.from_numpy(np.concatenate(products, axis=-1))
+
+
+def _fused(model: PreTrainedModel, layer: LayerPlan) -> bool:
+    """Whether query, key and value are one operator with the attention over them."""
+    modules = _integer_modules(model, layer.query_key_value)
+    return bool(modules) and all(module.bias is not None for module in modules)
+
+
+def _integer_modules(model: PreTrainedModel, shared: SharedInput) -> list[QuantLinear]:
+    modules = (model.get_submodule(name) for name in shared.linears)
+    return [module for module in modules if isinstance(module, QuantLinear)]
 
 
 def _exact_product(codes: np.ndarray, module: QuantLinear) -> np.ndarray:

@@ -5,15 +5,18 @@ recognise: a static QDQ graph of the same model ran its products in float, three
 slower than a float file. The five functions are what a target consists of.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from torch import Tensor, nn
 
 from quantkit.encoder import SharedInput
 from quantkit.errors import CheckpointError
 from quantkit.exporter.graph import CONTRIB, GraphWriter
-from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear
+from quantkit.modules import QuantEmbedding, QuantLinear
 
-__all__ = ["CpuEmitter", "codes_name", "product_name"]
+__all__ = ["CpuEmitter", "codes_name", "merged_integers", "product_name"]
 
 
 def codes_name(shared: SharedInput) -> str:
@@ -24,6 +27,17 @@ def codes_name(shared: SharedInput) -> str:
 def product_name(shared: SharedInput) -> str:
     """Graph value with the merged Linears' result, bias included."""
     return f"{shared.linears[0]}/product"
+
+
+class _Operands(NamedTuple):
+    """Graph values that an integer product takes."""
+
+    codes: str
+    weight: str
+    scale: str
+    weight_scale: str
+    zero_point: str
+    bias: str  # "" without
 
 
 class CpuEmitter:
@@ -71,39 +85,64 @@ class CpuEmitter:
         )
 
     def _integer_linear(self, shared: SharedInput, modules: list[QuantLinear], x: str) -> str:
-        graph, name = self._graph, shared.linears[0]
-        scale, zero_point = self._input_constants(name, modules[0].input_quantizer)
-        if (multiplier := modules[0].input_quantizer.multiplier) is not None:
-            x = graph.add("Mul", x, graph.constant(f"{name}.input.multiplier", _array(multiplier)))
-        codes = graph.add("QuantizeLinear", x, scale, zero_point, name=codes_name(shared))
-        weight = np.concatenate([_array(module.codes) for module in modules]).T
-        weight_scale = np.concatenate([_array(module.scale) for module in modules])[:, 0]
-        bias = _merged_bias([module.bias for module in modules])
-        return graph.add(
+        operands = self._operands(shared, modules, x)
+        return self._graph.add(
             "MatMulIntegerToFloat",
-            codes,
-            graph.constant(f"{name}.codes", weight),
-            scale,
-            graph.constant(f"{name}.scale", weight_scale),
-            zero_point,
+            operands.codes,
+            operands.weight,
+            operands.scale,
+            operands.weight_scale,
+            operands.zero_point,
             "",
-            "" if bias is None else graph.constant(f"{name}.bias", bias),
+            operands.bias,
             domain=CONTRIB,
             name=product_name(shared),
         )
 
-    def _input_constants(self, name: str, quantizer: InputQuantizer) -> tuple[str, str]:
-        return (
-            self._graph.constant(f"{name}.input.scale", _array(quantizer.scale)),
-            self._graph.constant(f"{name}.input.zero_point", _array(quantizer.zero_point)),
+    def _operands(self, shared: SharedInput, modules: list[QuantLinear], x: str) -> "_Operands":
+        """Codes of `x` and everything else that an integer product takes."""
+        graph, name, quantizer = self._graph, shared.linears[0], modules[0].input_quantizer
+        scale = graph.constant(f"{name}.input.scale", _array(quantizer.scale))
+        zero_point = graph.constant(f"{name}.input.zero_point", _array(quantizer.zero_point))
+        if (multiplier := quantizer.multiplier) is not None:
+            x = graph.add("Mul", x, graph.constant(f"{name}.input.multiplier", _array(multiplier)))
+        weight, weight_scale, bias = merged_integers(modules)
+        return _Operands(
+            graph.add("QuantizeLinear", x, scale, zero_point, name=codes_name(shared)),
+            graph.constant(f"{name}.codes", weight),
+            scale,
+            graph.constant(f"{name}.scale", weight_scale),
+            zero_point,
+            "" if bias is None else graph.constant(f"{name}.bias", bias),
         )
 
-    def attention(self, merged: str, mask: str, heads: int, name: str) -> str:
-        """Softmax attention over the merged query, key and value [batch, length, 3 hidden].
+    def self_attention(self, shared: SharedInput, x: str, mask: str, heads: int, name: str) -> str:
+        """Softmax attention [batch, length, hidden] of `x` over itself.
 
-        `mask` is int32 [batch, length], 1 where a token stands.
+        `mask` is int32 [batch, length], 1 where a token stands. In integers one operator makes
+        the merged product and attends; it measured 3 to 8 % faster on the whole of BERT-base
+        than product, `Split` and `MultiHeadAttention` apart, with the same bits.
         """
         graph = self._graph
+        modules = [self._model.get_submodule(linear) for linear in shared.linears]
+        quantized = [module for module in modules if isinstance(module, QuantLinear)]
+        if len(quantized) == len(modules) and all(m.bias is not None for m in quantized):
+            operands = self._operands(shared, quantized, x)
+            return graph.add(
+                "QAttention",
+                operands.codes,
+                operands.weight,
+                operands.bias,
+                operands.scale,
+                operands.weight_scale,
+                mask,
+                operands.zero_point,
+                graph.constant("weight_zero_point", np.zeros((), np.int8)),
+                domain=CONTRIB,
+                num_heads=heads,
+                name=name,
+            )
+        merged = self.linear(shared, x)
         parts = graph.add_many("Split", merged, names=["", "", ""], axis=-1, num_outputs=3)
         return graph.add(
             "MultiHeadAttention", *parts, "", mask, domain=CONTRIB, num_heads=heads, name=name
@@ -160,6 +199,17 @@ def _parameter(module: nn.Module, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise CheckpointError(f"{type(module).__name__}.{name} is not a tensor.")
     return value.float()
+
+
+def merged_integers(
+    modules: Sequence[QuantLinear],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Codes [in, out], scales [out] and bias [out] of Linears side by side."""
+    return (
+        np.concatenate([_array(module.codes) for module in modules]).T,
+        np.concatenate([_array(module.scale) for module in modules])[:, 0],
+        _merged_bias([module.bias for module in modules]),
+    )
 
 
 def _merged_bias(biases: list[Tensor | None]) -> np.ndarray | None:

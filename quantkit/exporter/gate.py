@@ -5,7 +5,8 @@ already differs in a few logits. Comparing logits alone would therefore either p
 files or fail sound ones, so there are three tests, each with graph optimisation off and on:
 
 (a) exact: every integer Linear, fed the file's own input codes, equals
-    `float32(accumulator) * (s_a * s_w) + bias` bit for bit;
+    `float32(accumulator) * (s_a * s_w) + bias` bit for bit; where the product stays inside an
+    attention operator, the integers, scales and bias stored for it equal the model's;
 (b) per block, fed the file's own inputs: relative error at most 1e-5, codes apart by at
     most 1 in at most 0.1 % of places;
 (c) end to end: label disagreements and the 99th percentile of |delta logit| at most twice
@@ -29,7 +30,7 @@ from transformers import PreTrainedModel
 
 from quantkit.encoder import describe
 from quantkit.errors import ParityError
-from quantkit.exporter.blocks import BlockErrors, block_taps, check_blocks
+from quantkit.exporter.blocks import BlockErrors, block_taps, check_blocks, check_stored
 from quantkit.modules import QuantLinear
 from quantkit.runtime import import_onnxruntime, session_options
 
@@ -48,7 +49,7 @@ LOGIT_FLOOR = 1e-5
 class ParityResult:
     """What the gate measured: the worst over all batches and both optimisation levels."""
 
-    products: int  # integer products compared in test (a)
+    products: int  # numbers compared in test (a)
     inexact_products: int
     relative_error: float
     code_distance: int
@@ -112,6 +113,7 @@ def check_parity(
     single, double = _torch_logits(model, batches), _torch_logits(_double(model), batches)
     yardstick = _differences(single, double)
     blocks = BlockErrors()
+    check_stored(model, plan, proto, blocks)
     worst = (0, 0.0)
     for optimized in (False, True):
         plain = _session(proto, optimized, threads)
