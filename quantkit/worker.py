@@ -40,7 +40,7 @@ def main() -> None:
                 session = load(request["path"], threads=request["threads"])
                 answer: dict[str, Any] = {"seconds": time.perf_counter() - start}
             elif request["do"] == "memory":
-                answer = {"imports": imports, "peak": _peak_bytes()}
+                answer = {"imports": imports, "peak": resident_bytes(peak=True)}
             elif session is None:
                 answer = {"error": "no candidate is open"}
             else:
@@ -75,19 +75,20 @@ def token_arrays(batch: int, length: int, rows: int) -> dict[str, np.ndarray]:
     }
 
 
-def resident_bytes() -> int:
-    """Bytes of memory that this process holds now; its peak where /proc is missing."""
+def resident_bytes(*, peak: bool = False) -> int:
+    """Bytes of memory that this process holds now, or its `peak` so far.
+
+    Linux's `getrusage` would count the parent's memory too, from before the program was
+    started; /proc counts this program's own. Elsewhere only the peak is known.
+    """
     status = Path("/proc/self/status")
     if status.is_file():
+        wanted = "VmHWM:" if peak else "VmRSS:"
         for line in status.read_text(encoding="ascii").splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(wanted):
                 return int(line.split()[1]) * 1024
-    return _peak_bytes()
-
-
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
 
 
 if __name__ == "__main__":

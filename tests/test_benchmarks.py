@@ -71,6 +71,21 @@ def test_bar_holds_up_to_and_including_its_limit(
 
 
 @pytest.mark.parametrize(
+    ("interval", "direction", "holds"),
+    [
+        ((0.32, 0.40), "at most", True),
+        ((0.34, 0.40), "at most", False),
+        ((0.20, 0.34), "at least", True),
+        ((0.20, 0.32), "at least", False),
+    ],
+)
+def test_bar_with_an_interval_is_missed_only_beyond_doubt(
+    interval: tuple[float, float], direction: Literal["at most", "at least"], holds: bool
+) -> None:
+    assert Bar("ratio", 0.35, 0.33, direction, interval).holds is holds
+
+
+@pytest.mark.parametrize(
     ("check", "missed", "code"),
     [(True, True, 1), (True, False, 0), (False, True, 0), (False, False, 0)],
 )
@@ -112,9 +127,9 @@ def test_finish_writes_what_was_measured(
     assert report["bars"][1]["interval"] is None
     assert report["bars"][2]["value"] is None  # JSON has no NaN
     assert capsys.readouterr().out.splitlines()[-3:] == [
-        "speed of a   0.25  at most 0.33   holds",
-        "share         0.5  at least 0.9  missed",
-        "broken        nan     at most 1  missed",
+        "speed of a  0.25 [0.2, 0.3]  at most 0.33   holds",
+        "share                   0.5  at least 0.9  missed",
+        "broken                  nan     at most 1  missed",
     ]
 
 
