@@ -247,6 +247,7 @@ def test_cpu_int8_runs_and_reuses_its_files(tmp_path: Path) -> None:
     assert str(tmp_path) not in report["command"]
     assert [bar["name"] for bar in report["bars"]] == [
         "int8/float at 1x128",
+        "int8/float-plain at 1x128",
         "int8/quantize_dynamic at 1x128",
     ]
     found = report["results"]
