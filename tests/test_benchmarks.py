@@ -264,7 +264,7 @@ def test_cpu_int8_runs_and_reuses_its_files(tmp_path: Path) -> None:
         assert all(median > 0.0 for median in shape["median_ms"].values())
         assert tuple(shape["ratios"]) == RATIOS
     lines = done.stdout.splitlines()
-    assert lines[-2].startswith("int8/float at 1x128")
+    assert lines[-3].startswith("int8/float at 1x128")
     assert lines[-1].startswith("int8/quantize_dynamic at 1x128")
 
     written = {path: path.stat().st_mtime_ns for path in work.iterdir()}
