@@ -1,4 +1,4 @@
-"""The process that holds one ONNX file while it is timed, and a benchmark's handle on it.
+"""The process that holds one ONNX file while it is timed.
 
 Like `quantkit.worker`, but for any classifier's file, also one that other tools wrote: it
 needs no tokenizer and feeds whichever of BERT's inputs the file has, by name. The process
@@ -14,21 +14,19 @@ pad. An error answers {"error": MESSAGE}. The process ends with its standard inp
 """
 
 import json
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantkit.errors import MeasurementError
 from quantkit.runtime import import_onnxruntime, session_options
 from quantkit.worker import WARM_UP, token_arrays
 
-__all__ = ["Worker", "main", "open_worker"]
+__all__ = ["PROGRAM", "main"]
+
+PROGRAM = (str(Path(__file__)),)  # for quantkit.measure.open_worker
 
 
 class OnnxFile:
@@ -63,54 +61,6 @@ class OnnxFile:
 
     def _feeds(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in self._inputs}
-
-
-class Worker:
-    """A benchmark's side of one candidate's process."""
-
-    def __init__(self, name: str, process: "subprocess.Popen[str]") -> None:
-        self._name = name
-        self._process = process
-
-    def ask(self, **request: object) -> dict[str, Any]:
-        """Send one request and wait for its answer.
-
-        Raises:
-            MeasurementError: the request failed; the message holds what the process said.
-        """
-        if self._process.stdin is None or self._process.stdout is None:
-            raise MeasurementError(f"The process of candidate {self._name!r} has no pipes.")
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended; readline below finds that out
-        line = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": "the process ended"}
-        if "error" in answer:
-            raise MeasurementError(f"Measuring {self._name!r} failed: {answer['error']}")
-        return answer
-
-
-@contextmanager
-def open_worker(name: str, path: Path, threads: int | None) -> Iterator[Worker]:
-    """A process with the file `path` open; it idles between requests and ends with the block."""
-    with subprocess.Popen(
-        [sys.executable, str(Path(__file__))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    ) as process:
-        worker = Worker(name, process)
-        try:
-            worker.ask(do="open", path=str(path), threads=threads)
-            yield worker
-        finally:
-            if process.stdin is not None:
-                with suppress(BrokenPipeError):  # a request that a dead process never read
-                    process.stdin.close()
-            process.terminate()
 
 
 def main() -> None:

@@ -42,6 +42,10 @@ Set = Annotated[
 
 RUNS = Path("runs")
 
+# Import names of what the extra `train` installs.
+_TRAINING = {"torch", "transformers", "accelerate", "datasets", "evaluate", "sklearn"}
+_TRAINING |= {"pydantic", "yaml", "onnx"}
+
 
 def main() -> None:
     """Run the command line; a user's mistake exits with status 2 and one message."""
@@ -49,6 +53,14 @@ def main() -> None:
         app()
     except QuantkitError as problem:
         _fail(str(problem))
+    except ModuleNotFoundError as problem:
+        missing = (problem.name or "").partition(".")[0]
+        if missing not in _TRAINING:
+            raise
+        _fail(
+            f"This command needs {missing}, which serving alone does not install: "
+            f"pip install 'quantkit[train,cpu]'"
+        )
     except KeyboardInterrupt:
         _fail("Interrupted. An unfinished fine-tuning continues with --resume.", status=130)
 

@@ -22,7 +22,7 @@ import numpy as np
 from quantkit.errors import MeasurementError
 from quantkit.runtime import available_threads, cpu_flags
 
-__all__ = ["Latency", "Measured", "environment", "measure"]
+__all__ = ["Latency", "Measured", "Worker", "environment", "measure", "open_worker"]
 
 _PACKAGES = (
     "quantkit",
@@ -85,7 +85,7 @@ def measure(
     """
     with ExitStack() as stack:
         workers = {
-            name: stack.enter_context(_worker(name, path, threads))
+            name: stack.enter_context(open_worker(name, path, threads))
             for name, path in candidates.items()
         }
         opened = {name: worker.seconds for name, worker in workers.items()}
@@ -132,15 +132,19 @@ def _latency(seconds: Sequence[float], batch: int, length: int) -> Latency:
 
 
 @dataclass
-class _Worker:
-    """One candidate's process."""
+class Worker:
+    """The asking side of one candidate's process."""
 
     name: str
     process: "subprocess.Popen[str]"
     seconds: float = 0.0  # to open the file
 
     def ask(self, **request: object) -> dict[str, Any]:
-        """Send one request and wait for its answer."""
+        """Send one request and wait for its answer.
+
+        Raises:
+            MeasurementError: the request failed; the message holds what the process said.
+        """
         if self.process.stdin is None or self.process.stdout is None:
             raise MeasurementError(f"The process of candidate {self.name!r} has no pipes.")
         try:
@@ -156,15 +160,24 @@ class _Worker:
 
 
 @contextmanager
-def _worker(name: str, path: Path, threads: int | None) -> Iterator[_Worker]:
+def open_worker(
+    name: str,
+    path: Path,
+    threads: int | None,
+    program: Sequence[str] = ("-m", "quantkit.worker"),
+) -> Iterator[Worker]:
+    """A process with `path` open, which idles between requests and ends with the block.
+
+    `program` is what Python runs there; it speaks the protocol of `quantkit.worker`.
+    """
     with subprocess.Popen(
-        [sys.executable, "-m", "quantkit.worker"],
+        [sys.executable, *program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
     ) as process:
-        worker = _Worker(name, process)
+        worker = Worker(name, process)
         try:
             worker.seconds = worker.ask(do="open", path=str(path), threads=threads)["seconds"]
             yield worker

@@ -17,9 +17,12 @@ from quantkit.errors import MeasurementError
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import bert_files  # noqa: E402
 import cpu_int8  # noqa: E402
 from harness import Bar, finish, ratio_interval, table  # noqa: E402
-from onnx_worker import open_worker  # noqa: E402
+from onnx_worker import PROGRAM  # noqa: E402
+
+from quantkit.measure import open_worker  # noqa: E402
 
 RATIOS = ("int8/float", "int8/float-plain", "int8/quantize_dynamic")
 
@@ -187,7 +190,7 @@ def test_table_aligns_its_columns() -> None:
 
 
 def test_worker_feeds_the_inputs_that_the_file_has(token_sum: Path) -> None:
-    with open_worker("sum", token_sum, 1) as worker:
+    with open_worker("sum", token_sum, 1, PROGRAM) as worker:
         logits = worker.ask(do="run", batch=2, length=4, rows=6)["logits"]
         seconds = worker.ask(do="time", batch=2, length=4, rows=6, repeats=5)["seconds"]
     # Below 6 the only token id is 5; the first text has 2 tokens that count, the second 4.
@@ -199,19 +202,19 @@ def test_worker_feeds_the_inputs_that_the_file_has(token_sum: Path) -> None:
 def test_worker_reports_what_went_wrong(token_sum: Path, tmp_path: Path) -> None:
     with (
         pytest.raises(MeasurementError, match=r"'absent' failed.*absent\.onnx"),
-        open_worker("absent", tmp_path / "absent.onnx", 1),
+        open_worker("absent", tmp_path / "absent.onnx", 1, PROGRAM),
     ):
         pass
-    with open_worker("sum", token_sum, 1) as worker:
+    with open_worker("sum", token_sum, 1, PROGRAM) as worker:
         with pytest.raises(MeasurementError, match="'sum' failed: ValueError"):
             worker.ask(do="run", batch=2, length=4, rows=0)
         assert worker.ask(do="run", batch=1, length=1, rows=6) == {"logits": [[5]]}
 
 
 def test_worker_that_has_ended_is_an_error(token_sum: Path) -> None:
-    with open_worker("sum", token_sum, 1) as worker:
-        worker._process.kill()
-        worker._process.wait()
+    with open_worker("sum", token_sum, 1, PROGRAM) as worker:
+        worker.process.kill()
+        worker.process.wait()
         with pytest.raises(MeasurementError, match="'sum' failed: the process ended"):
             worker.ask(do="run", batch=1, length=1, rows=6)
 
@@ -268,7 +271,7 @@ def test_cpu_int8_runs_and_reuses_its_files(tmp_path: Path) -> None:
     assert lines[-1].startswith("int8/quantize_dynamic at 1x128")
 
     written = {path: path.stat().st_mtime_ns for path in work.iterdir()}
-    assert cpu_int8.make_files(cpu_int8.Sizes(**sizes), work) == 7
+    assert bert_files.make_files(bert_files.Sizes(**sizes), work) == 7
     assert written == {path: path.stat().st_mtime_ns for path in work.iterdir()}
 
 
@@ -277,8 +280,8 @@ def test_int8_file_without_multipliers_is_refused(
 ) -> None:
     unsmoothed = tmp_path / "none.yaml"
     unsmoothed.write_text("{name: n, task: t, model: m, smoothing: {name: none}}\n")
-    monkeypatch.setattr(cpu_int8, "RECIPE", unsmoothed)
-    sizes = cpu_int8.Sizes(layers=1, hidden=8, heads=1, intermediate=8, vocab=50)
+    monkeypatch.setattr(bert_files, "RECIPE", unsmoothed)
+    sizes = bert_files.Sizes(layers=1, hidden=8, heads=1, intermediate=8, vocab=50)
     with pytest.raises(MeasurementError, match="holds 0 smoothing multipliers"):
-        cpu_int8.make_files(sizes, tmp_path)
+        bert_files.make_files(sizes, tmp_path)
     assert not (tmp_path / "made.json").exists()

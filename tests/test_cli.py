@@ -358,3 +358,16 @@ def test_a_new_float_model_removes_what_was_made_from_the_old_one(
     )
     assert code == 0
     assert sorted(path.name for path in (runs / "smsa").iterdir()) == ["float", "run.json"]
+
+
+def test_training_commands_in_a_serving_installation_say_what_to_install(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr("quantkit.recipe.load_recipe", missing)
+    code, _, err = invoke("finetune", "--runs", tmp_path)
+    assert code == 2
+    assert "needs torch" in err
+    assert "pip install 'quantkit[train,cpu]'" in err
