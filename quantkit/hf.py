@@ -65,6 +65,11 @@ class QuantkitQuantizer(HfQuantizer):
         swap(model, empty_modules(model, plan, tensors))
         return model
 
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **_: object
+    ) -> PreTrainedModel:
+        return model
+
     @property
     def is_trainable(self) -> bool:
         """Integers have no gradient."""

@@ -149,12 +149,14 @@ def predict_logits(
 def set_dropout(model: nn.Module, share: float) -> None:
     """Give all dropout layers, and the fields of the configuration that name one, `share`.
 
-    The attention of transformers' encoders reads the share from a dropout layer's `p`, also
-    where it computes with `scaled_dot_product_attention`.
+    The attention of transformers 5 reads the share from a dropout layer's `p`, that of
+    transformers 4 from a number `dropout_prob` of its own.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = share
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = share
     config = getattr(model, "config", None)
     for name in _DROPOUT_FIELDS:
         if hasattr(config, name):
