@@ -12,18 +12,25 @@ transformers fills them from `quantkit.safetensors`.
 from pathlib import Path
 from typing import Any
 
+import transformers
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, DependencyError
 from quantkit.files import read_json
 from quantkit.packed import FORMAT, METADATA, WEIGHTS, empty_modules
 from quantkit.placement import Plan, swap
 
 __all__ = ["QuantkitConfig", "QuantkitQuantizer"]
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise DependencyError(
+        f"quantkit.hf needs transformers 5; installed is {transformers.__version__}, which looks "
+        f"for the weights before a quantizer can name their file. Use quantkit.load_packed."
+    )
 
 
 @register_quantization_config("quantkit")
@@ -42,12 +49,9 @@ class QuantkitQuantizer(HfQuantizer):
     requires_calibration = True  # only packed checkpoints can be loaded this way
 
     def update_attn_implementation(self, config: Any) -> Any:  # noqa: ANN401
-        """Name the weights' file: the one hook of transformers 5 that sees the config early."""
-        return _with_weights_file(config)
-
-    def update_tp_plan(self, config: Any) -> Any:  # noqa: ANN401
-        """Name the weights' file: the same hook of transformers 4."""
-        return _with_weights_file(config)
+        """Name the weights' file: this hook sees the config before the file is looked for."""
+        config.transformers_weights = WEIGHTS
+        return config
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, **_: object
@@ -65,11 +69,6 @@ class QuantkitQuantizer(HfQuantizer):
         swap(model, empty_modules(model, plan, tensors))
         return model
 
-    def _process_model_after_weight_loading(
-        self, model: PreTrainedModel, **_: object
-    ) -> PreTrainedModel:
-        return model
-
     @property
     def is_trainable(self) -> bool:
         """Integers have no gradient."""
@@ -79,8 +78,3 @@ class QuantkitQuantizer(HfQuantizer):
         """Packed checkpoints are written by `quantkit.packed.save_packed` only."""
         del safe_serialization
         return False
-
-
-def _with_weights_file(config: Any) -> Any:  # noqa: ANN401
-    config.transformers_weights = WEIGHTS
-    return config

@@ -156,7 +156,7 @@ def set_dropout(model: nn.Module, share: float) -> None:
         if isinstance(module, nn.Dropout):
             module.p = share
         if hasattr(module, "dropout_prob"):
-            module.dropout_prob = share
+            vars(module)["dropout_prob"] = share
     config = getattr(model, "config", None)
     for name in _DROPOUT_FIELDS:
         if hasattr(config, name):
