@@ -109,6 +109,7 @@ def quantize(
     embeddings, trimmed = _embeddings(model, encoder, plan, recipe, reachable_rows)
     result = _copy_without(model, {**modules, **embeddings})
     swap(result, {**modules, **embeddings})
+    nn.Module.float(result)  # what stays in float; checkpoints are often loaded in 16 bits
     if trimmed:
         result.config.vocab_size -= trimmed
     return Quantized(

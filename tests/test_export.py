@@ -13,7 +13,8 @@ from quantkit.exporter import export
 from quantkit.exporter.bert import build
 from quantkit.exporter.gate import check_parity, gate_batches
 from quantkit.exporter.inspect import bytes_by_component, optimized_operators
-from quantkit.ptq import Quantized
+from quantkit.ptq import Quantized, quantize
+from quantkit.recipe import Recipe
 from quantkit.runtime import session_options
 from tests.conftest import ROWS, batch_of, small_bert
 
@@ -147,6 +148,27 @@ def test_a_file_that_fails_is_not_left_behind(
     with pytest.raises(ParityError):
         export(quantized.model, tokenizer, tmp_path)
     assert list(tmp_path.rglob("*.onnx*")) == []
+
+
+def test_a_16_bit_checkpoint_is_quantized_and_exported(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    half = small_bert(layers=1).bfloat16()
+    with pytest.raises(CheckpointError, match=r"is bfloat16.*model\.float\(\)"):
+        export(half, tokenizer, tmp_path / "float")
+    small = quantize(half, [batch_of(4, 10)], reachable_rows=ROWS)
+    assert export(small.model, tokenizer, tmp_path / "int8").parity.problems() == []
+    assert next(half.parameters()).dtype == torch.bfloat16  # the caller's model is left alone
+
+
+def test_the_gate_takes_a_partly_quantized_model() -> None:
+    skip = ("classifier", "*.layer.0.attention.self.key", "*.layer.1.output.dense", "*.word_*")
+    recipe = Recipe(name="a", task="b", model="c", skip=skip)
+    partly = quantize(small_bert(), [batch_of(4, 10)], recipe=recipe).model
+    result = check_parity(partly, build(partly, {}), gate_batches(ROWS, 32))
+    assert result.problems() == []
+    operators = optimized_operators(build(partly, {}))
+    assert (operators["QAttention"], operators["MultiHeadAttention"]) == (1, 1)
 
 
 def test_an_exported_folder_is_complete_and_says_what_it_is(

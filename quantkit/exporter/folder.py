@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnx
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit import __version__
 from quantkit.checkpoint import label_names, length_limit, reachable_rows
 from quantkit.data.builtin import load_builtin
 from quantkit.encoder import describe
+from quantkit.errors import CheckpointError
 from quantkit.exporter.bert import build
 from quantkit.exporter.gate import Arrays, ParityResult, check_parity, gate_batches
 from quantkit.files import new_file, write_json
@@ -59,10 +61,11 @@ def export(
 
     Raises:
         ParityError: the file would not compute the model's answers.
-        CheckpointError: a part of the model that the target cannot write.
+        CheckpointError: a part of the model that the target cannot write, or 16-bit weights.
     """
     folder = Path(folder)
     model.train(False)
+    _check_dtype(model)
     limit = length_limit(model, tokenizer, max_length)
     labels = label_names(model)
     metadata = {
@@ -86,6 +89,15 @@ def export(
     if not (folder / "tokenizer.json").is_file():
         tokenizer.save_pretrained(folder)
     return Exported(path, parity)
+
+
+def _check_dtype(model: PreTrainedModel) -> None:
+    for name, tensor in model.named_parameters():
+        if tensor.dtype != torch.float32:
+            raise CheckpointError(
+                f"{name} is {str(tensor.dtype).removeprefix('torch.')}; the cpu target computes in "
+                f"float32. Load the model with dtype=torch.float32, or call model.float() first."
+            )
 
 
 def _builtin_sentences() -> list[str]:
