@@ -225,7 +225,7 @@ def _ptq_checkpoint(
     changes: list[str] | None,
 ) -> None:
     from quantkit import pipeline
-    from quantkit.recipe import Recipe, with_bits
+    from quantkit.recipe import Recipe, load_recipe, with_bits, with_changes
 
     if texts is None:
         raise RecipeError(
@@ -233,8 +233,8 @@ def _ptq_checkpoint(
             "to take the input ranges from."
         )
     name = checkpoint.resolve().name
-    base = _recipe(recipe, "", changes) if recipe else Recipe(name, "none", str(checkpoint))
-    resolved = with_bits(base, bits)
+    base = load_recipe(recipe) if recipe else Recipe(name, "none", str(checkpoint))
+    resolved = with_bits(with_changes(base, _changes(changes)), bits)
     folder = _run(runs, name).quantized_folder(resolved)
     made = pipeline.ptq_checkpoint(
         resolved, checkpoint, pipeline.read_texts(texts), folder, overwrite=overwrite
@@ -264,12 +264,18 @@ def _recipe(source: str, model: str, changes: list[str] | None) -> "Recipe":
     from quantkit.recipe import load_recipe, with_changes
 
     values = {"model": model} if model else {}
-    for change in changes or []:
-        path, separator, value = change.partition("=")
+    return with_changes(load_recipe(source), values | _changes(changes))
+
+
+def _changes(texts: list[str] | None) -> dict[str, str]:
+    """The values of --set by their dotted paths."""
+    values = {}
+    for text in texts or []:
+        path, separator, value = text.partition("=")
         if not separator:
-            raise RecipeError(f"--set {change}: write PATH=VALUE, e.g. finetune.epochs=5")
+            raise RecipeError(f"--set {text}: write PATH=VALUE, e.g. finetune.epochs=5")
         values[path] = value
-    return with_changes(load_recipe(source), values)
+    return values
 
 
 def _run(runs: Path, name: str) -> "Run":
@@ -285,7 +291,7 @@ def _run_and_recipe(
     from quantkit.recipe import builtin_recipe, with_bits, with_changes
     from quantkit.runs import find_run, latest_run
 
-    values = dict(change.partition("=")[::2] for change in changes or [])
+    values = _changes(changes)
     checked = with_bits(builtin_recipe(), bits)  # before any work: is that number supported?
     chosen = find_run(name, runs) if name else latest_run(runs)
     if chosen is None:

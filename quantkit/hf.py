@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -21,7 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from quantkit.errors import CheckpointError, DependencyError
 from quantkit.files import read_json
-from quantkit.packed import FORMAT, METADATA, WEIGHTS, empty_modules
+from quantkit.packed import FORMAT, METADATA, WEIGHTS, empty_modules, read_tensors
 from quantkit.placement import Plan, swap
 
 __all__ = ["QuantkitConfig", "QuantkitQuantizer"]
@@ -64,9 +63,7 @@ class QuantkitQuantizer(HfQuantizer):
                 f"format {FORMAT}. Upgrade quantkit, or quantize again."
             )
         plan = Plan.from_json(read_json(folder / METADATA)["plan"])
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        swap(model, empty_modules(model, plan, tensors))
+        swap(model, empty_modules(model, plan, read_tensors(folder / WEIGHTS)))
         return model
 
     @property

@@ -27,7 +27,16 @@ from quantkit.placement import Plan, quantized_inputs, swap
 from quantkit.ptq import Quantized
 from quantkit.recipe import Recipe, parse_recipe, recipe_hash
 
-__all__ = ["FORMAT", "METADATA", "WEIGHTS", "Packed", "empty_modules", "load_packed", "save_packed"]
+__all__ = [
+    "FORMAT",
+    "METADATA",
+    "WEIGHTS",
+    "Packed",
+    "empty_modules",
+    "load_packed",
+    "read_tensors",
+    "save_packed",
+]
 
 FORMAT = 1
 WEIGHTS = "quantkit.safetensors"
@@ -96,7 +105,7 @@ def load_packed(folder: str | Path) -> Packed:
             f"{folder / METADATA} has format {metadata.get('format')!r}; this quantkit reads "
             f"format {FORMAT}. Upgrade quantkit, or quantize again."
         )
-    tensors = _read(folder / WEIGHTS)
+    tensors = read_tensors(folder / WEIGHTS)
     plan = Plan.from_json(metadata["plan"])
     config = AutoConfig.from_pretrained(folder)
     model = getattr(transformers, config.architectures[0])._from_config(config)
@@ -153,7 +162,12 @@ def _like(tensors: dict[str, Tensor], name: str) -> Tensor:
     return torch.empty_like(tensors[name])
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file by name.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -33,7 +33,7 @@ from quantkit.metrics import macro_f1
 from quantkit.packed import METADATA, load_packed, save_packed
 from quantkit.ptq import Quantized, quantize
 from quantkit.recipe import Recipe, recipe_hash
-from quantkit.report import Report, candidate_report
+from quantkit.report import SCHEMA, Report, candidate_report
 from quantkit.runs import Run
 from quantkit.runtime import find_onnx
 from quantkit.train import TrainingResult
@@ -235,7 +235,7 @@ def bench(recipe: Recipe, run: Run, data: Path | None, *, threads: int | None = 
     )
     packed = read_json(folders["int8"] / METADATA)
     report = Report(
-        schema=1,
+        schema=SCHEMA,
         name=run.folder.name,
         task=recipe.task,
         recipe=asdict(recipe),

@@ -371,3 +371,19 @@ def test_training_commands_in_a_serving_installation_say_what_to_install(
     assert code == 2
     assert "needs torch" in err
     assert "pip install 'quantkit[train,cpu]'" in err
+
+
+def test_set_also_changes_the_recipe_of_a_checkpoint_and_of_a_run(
+    finished: tuple[Path, str], tmp_path: Path, invoke: Invoke
+) -> None:
+    runs, _ = finished
+    texts = tmp_path / "texts.txt"
+    texts.write_text("makanan itu enak\n", encoding="utf-8")
+    chosen = ["--checkpoint", runs / "smsa" / "float", "--texts", texts, "--runs", tmp_path]
+    code, _, _ = invoke("ptq", *chosen, "--set", "smoothing.alpha=0.75")
+    assert code == 0
+    packed = json.loads((tmp_path / "float" / "w8a8" / "quantkit.json").read_text())
+    assert {decision["alpha"] for decision in packed["decisions"]} == {0.75}
+    code, _, err = invoke("ptq", "smsa", "--runs", runs, "--set", "smoothing")
+    assert code == 2
+    assert "PATH=VALUE" in err

@@ -11,7 +11,7 @@ from quantkit.encoder import EncoderPlan, LayerPlan, describe
 from quantkit.exporter.cpu import CpuEmitter
 from quantkit.exporter.graph import GraphWriter
 
-__all__ = ["attention_name", "build"]
+__all__ = ["INPUTS", "attention_name", "build"]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 

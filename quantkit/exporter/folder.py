@@ -14,7 +14,7 @@ from quantkit.checkpoint import label_names, length_limit, reachable_rows
 from quantkit.data.builtin import load_builtin
 from quantkit.encoder import describe
 from quantkit.errors import CheckpointError
-from quantkit.exporter.bert import build
+from quantkit.exporter.bert import INPUTS, build
 from quantkit.exporter.gate import Arrays, ParityResult, check_parity, gate_batches
 from quantkit.files import new_file, write_json
 from quantkit.modules import QuantEmbedding, QuantLinear
@@ -118,11 +118,8 @@ def _encode(
             return_token_type_ids=True,
             return_tensors="np",
         )
-        batches.append({name: encoded[name].astype("int64") for name in _INPUTS})
+        batches.append({name: encoded[name].astype("int64") for name in INPUTS})
     return batches
-
-
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def _word_rows(model: PreTrainedModel) -> int:
