@@ -92,7 +92,7 @@ class Head:
         Raises:
             CheckpointError: not a head, or of a kind that this quantkit does not know.
         """
-        kind = values.get("kind")
+        kind: Any = values.get("kind")
         if kind not in get_args(Kind):
             raise CheckpointError(
                 f"{HEAD_KEY} says kind {kind!r}; quantkit knows {', '.join(get_args(Kind))}. "

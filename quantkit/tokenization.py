@@ -61,7 +61,7 @@ def tokenize_texts(tokenizer: Tokenizer, inputs: Inputs, limit: int) -> Iterator
         chunk: list[object] = list(inputs.first[start : start + CHUNK])
         if inputs.second is not None:
             chunk = list(zip(chunk, inputs.second[start : start + CHUNK], strict=True))
-        for at, encoding in enumerate(tokenizer.encode_batch(chunk), start=start):  # type: ignore[arg-type]
+        for at, encoding in enumerate(tokenizer.encode_batch(chunk), start=start):
             yield Window(at, encoding.ids, encoding.type_ids, [], bool(encoding.overflowing))
 
 
@@ -86,7 +86,7 @@ def tokenize_words(tokenizer: Tokenizer, inputs: Inputs, limit: int) -> Iterator
         tokenizer.no_padding()
         strategy = "longest_first" if questions is None else "only_second"
         tokenizer.enable_truncation(limit, stride=limit // OVERLAP, strategy=strategy)
-        encodings = tokenizer.encode_batch(chunk, is_pretokenized=True)  # type: ignore[arg-type]
+        encodings = tokenizer.encode_batch(chunk, is_pretokenized=True)
         for at, (encoding, words) in enumerate(zip(encodings, sentences, strict=True), start=start):
             if not words:
                 raise DataError(f"Row {at + 1} is a sentence without words. Remove the row.")
