@@ -20,7 +20,7 @@ from quantkit.recipe import Recipe, load_recipe, recipe_hash
 
 __all__ = ["MANIFEST", "RECIPE", "Sizes", "count_multipliers", "make_files"]
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "smsa.yaml"
+RECIPE = Path(__file__).parent.parent / "recipes" / "indonlu" / "smsa.yaml"
 CALIBRATION_BATCHES, CALIBRATION_SHAPE = 4, (8, 64)
 MANIFEST = "made.json"
 

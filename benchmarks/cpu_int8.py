@@ -7,7 +7,7 @@ on the shapes and the graph but not on what the weights say:
 
     float             quantkit's float file, one fused attention operator a layer
     float-plain       torch.onnx.export with dynamic batch and length, the usual route
-    int8              quantkit's W8A8 file by recipes/smsa.yaml, smoothing included
+    int8              quantkit's W8A8 file by recipes/indonlu/smsa.yaml, smoothing included
     quantize_dynamic  onnxruntime.quantization.quantize_dynamic of float-plain
 
 Every file lives in a process of its own. Rounds are interleaved, and a ratio is taken

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.calibrators.histogram import Histogram
-from quantkit.encoder import SharedInput
+from quantkit.encoder import SharedInput, describe
 from quantkit.errors import CheckpointError, DataError
 
 __all__ = ["Batch", "InputStatistics", "collect_histograms", "collect_statistics"]
@@ -56,8 +56,9 @@ def collect_statistics(
 ) -> dict[SharedInput, InputStatistics]:
     """Pass A: one forward pass of `model` over all batches.
 
-    Each batch maps the model's argument names to tensors, as a Hugging Face tokenizer makes
-    them with `return_tensors="pt"`; positions whose `attention_mask` is 0 are ignored.
+    Each batch maps argument names to tensors, as a Hugging Face tokenizer makes them with
+    `return_tensors="pt"`; those that the model does not take are left out, and positions
+    whose `attention_mask` is 0 are ignored.
 
     Raises:
         DataError: no batch at all.
@@ -104,11 +105,12 @@ def _run(
 ) -> int:
     """Feed every batch through the model with hooks in place; the number of batches."""
     device = next(model.parameters()).device
+    names = describe(model).arguments
     was_training, count = model.training, 0
     model.eval()
     try:
         for batch in batches:
-            arguments = {k: v.to(device) for k, v in batch.items() if k != "labels"}
+            arguments = {name: batch[name].to(device) for name in names if name in batch}
             with torch.inference_mode(), _hooks(model, inputs, arguments, sink):
                 model(**arguments)
             count += 1

@@ -1,86 +1,132 @@
 """Float checkpoints: any Hugging Face model by name or folder, and the built-in small BERT."""
 
-import os
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub.constants import ENDPOINT
+from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as hf_logging
 
 from quantkit.errors import CheckpointError
+from quantkit.heads import HEAD_KEY, Head
+from quantkit.hub import cannot_load, check_folder, hub_unreachable, quiet
 from quantkit.ptq import check_finite
 
 __all__ = [
     "builtin_model",
+    "head_settings",
     "label_names",
+    "labels_words",
     "length_limit",
     "load_float",
     "load_for_training",
     "reachable_rows",
     "save_float",
+    "takes_token_types",
+    "untrained",
 ]
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_PROBLEMS = {
+    "classification": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}
 
-# Parts that a pretrained checkpoint need not hold: they are trained with the task.
-_TASK_PARTS = ("classifier.", "bert.pooler.")
 
-
-def load_for_training(
-    source: str, labels: Sequence[str]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A pretrained encoder with a fresh head for `labels`, and its tokenizer.
+def load_for_training(source: str, head: Head) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A pretrained encoder with a fresh head, and its tokenizer.
 
     Args:
         source: a folder, or a name on the Hugging Face Hub.
-        labels: the classes, in the order of their ids.
+        head: what the model is to answer; it is recorded in the model's configuration.
 
     Raises:
         CheckpointError: not found, offline without a cache, incomplete, or NaN weights.
     """
-    names = dict(enumerate(labels))
-    return _load(
-        source,
-        optional=_TASK_PARTS,
-        num_labels=len(labels),
-        id2label=names,
-        label2id={label: index for index, label in names.items()},
-        ignore_mismatched_sizes=True,
+    model, tokenizer, missing = _load(
+        source, _class_for(head), head_settings(head), words=head.kind == "words"
     )
+    # The parts outside the encoder, and the pooler, are trained with the task.
+    inside = "" if model.base_model is model else f"{model.base_model_prefix}."
+    lost = [name for name in missing if name.startswith(inside) and ".pooler" not in name]
+    _refuse_missing(source, model, lost)
+    return model, tokenizer
 
 
 def load_float(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A fine-tuned float classifier and its tokenizer; every weight must be in the file.
+    """A fine-tuned float model and its tokenizer; every weight must be in the file.
+
+    The checkpoint's own architecture says which class it is: a sequence classifier, a word
+    labeller, or a bare encoder, which is a model of features.
 
     Raises:
         CheckpointError: as `load_for_training`, or a head that is missing.
     """
-    return _load(str(source), optional=())
+    config = _config(str(source))
+    kind = _class_of(config)
+    words = kind is AutoModelForTokenClassification
+    model, tokenizer, missing = _load(str(source), kind, {}, words=words)
+    # Features are a mean over tokens: the pooler that a bare encoder also has is not used.
+    unused = ".pooler." if kind is AutoModel else "\0"
+    _refuse_missing(str(source), model, [name for name in missing if unused not in f".{name}"])
+    return model, tokenizer
+
+
+def untrained(source: str) -> PreTrainedModel:
+    """A sequence classifier by a checkpoint's configuration, on the `meta` device: only shapes.
+
+    Raises:
+        CheckpointError: the configuration cannot be read.
+    """
+    config = _config(source)
+    kind: Any = AutoModelForSequenceClassification  # its methods are not typed
+    with torch.device("meta"):
+        model: PreTrainedModel = kind.from_config(config)
+    return model
+
+
+def labels_words(source: str | Path) -> bool:
+    """Whether a checkpoint is a word labeller's.
+
+    Raises:
+        CheckpointError: it has no configuration that can be read.
+    """
+    return _class_of(_config(str(source))) is AutoModelForTokenClassification
+
+
+def head_settings(head: Head) -> dict[str, Any]:
+    """What a configuration says of a head: its outputs' names, its problem, itself."""
+    names = head.output_names
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        "problem_type": _PROBLEMS.get(head.kind),
+        HEAD_KEY: head.to_json(),
+    }
 
 
 def save_float(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write `model.safetensors`, `config.json` and the tokenizer's files into `folder`."""
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
-def builtin_model(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> PreTrainedModel:
+def builtin_model(tokenizer: PreTrainedTokenizerBase, head: Head) -> PreTrainedModel:
     """An untrained BERT of 4 layers x 256: the stand-in for IndoBERT that needs no network."""
-    names = dict(enumerate(labels))
     sizes: dict[str, Any] = dict(
         vocab_size=reachable_rows(tokenizer),
         hidden_size=256,
@@ -89,9 +135,7 @@ def builtin_model(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> 
         intermediate_size=1024,
         max_position_embeddings=128,
         pad_token_id=tokenizer.pad_token_id,
-        num_labels=len(labels),
-        id2label=names,
-        label2id={label: index for index, label in names.items()},
+        **head_settings(head),
     )
     return BertForSequenceClassification(BertConfig(**sizes))
 
@@ -115,94 +159,89 @@ def length_limit(
 ) -> int:
     """Tokens a text may have: the least of the request, the position table and the tokenizer.
 
-    IndoBERT's tokenizer says 1e30, so the position table decides.
+    IndoBERT's tokenizer says 1e30, so the position table decides. RoBERTa's positions begin
+    behind its padding id: of 514 rows 512 can be reached.
     """
-    limits = [int(model.config.max_position_embeddings), int(tokenizer.model_max_length)]
+    config = model.config
+    positions = int(config.max_position_embeddings)
+    if config.model_type in ("roberta", "xlm-roberta"):
+        positions -= int(config.pad_token_id) + 1
+    limits = [positions, int(tokenizer.model_max_length)]
     return min(limits if requested is None else [*limits, requested])
 
 
+def takes_token_types(model: PreTrainedModel) -> bool:
+    """Whether token types mean something to the model: it has more than one."""
+    known = "token_type_ids" in inspect.signature(model.forward).parameters
+    return known and int(getattr(model.config, "type_vocab_size", 0)) > 1
+
+
 def _load(
-    source: str, *, optional: tuple[str, ...], **head: object
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    _check_folder(source)
-    local = _hub_unreachable()  # the Hub's client would retry for most of a minute
+    source: str,
+    kind: Any,  # noqa: ANN401
+    settings: Mapping[str, Any],
+    *,
+    words: bool,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """The model, its tokenizer, and the names of weights that the files lack.
+
+    `settings` change the configuration; weights of another shape than it asks for are fresh,
+    and lacking.
+    """
+    config = _config(source)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    # Byte-level tokenizers split sentences of words right only with a space before each word.
+    spaced = {"add_prefix_space": True} if words and config.model_type == "roberta" else {}
+    local = hub_unreachable(source)  # the Hub's client would retry for most of a minute
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, **spaced)
+            model, info = kind.from_pretrained(
                 source,
+                config=config,
                 output_loading_info=True,
                 dtype=torch.float32,
                 local_files_only=local,
-                **head,
+                ignore_mismatched_sizes=bool(settings),
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as problem:
-        raise CheckpointError(_cannot_load(source, problem)) from None
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(optional or "\0"))
-    if missing:
-        raise CheckpointError(
-            f"{source} lacks {len(missing)} weights of a {type(model).__name__}, among them "
-            f"{missing[0]}. Fine-tune it first: quantkit finetune --model {source}"
-        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as problem:
+        raise CheckpointError(cannot_load(source, problem)) from None
     check_finite(model)
-    return model, tokenizer
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes up an empty one
+        raise CheckpointError(f"{source} holds no tokenizer. Copy its tokenizer.json there too.")
+    mismatched = {name for name, *_ in info["mismatched_keys"]}
+    return model, tokenizer, sorted(mismatched.union(info["missing_keys"]))
 
 
-def _check_folder(source: str) -> None:
-    folder = Path(source)
-    if not folder.is_dir():
-        if folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-            raise CheckpointError(
-                f"{source}: no such folder. --model takes a folder or a Hub name."
+def _config(source: str) -> PretrainedConfig:
+    check_folder(source)
+    try:
+        with quiet():
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                source, local_files_only=hub_unreachable(source)
             )
-        return
-    if (folder / "quantkit.json").is_file():
+    except (OSError, ValueError, KeyError) as problem:
+        raise CheckpointError(cannot_load(source, problem)) from None
+    return config
+
+
+def _class_for(head: Head) -> Any:  # noqa: ANN401
+    classes = {"words": AutoModelForTokenClassification, "features": AutoModel}
+    return classes.get(head.kind, AutoModelForSequenceClassification)
+
+
+def _class_of(config: PretrainedConfig) -> Any:  # noqa: ANN401
+    """The auto class of a checkpoint's architecture; a sequence classifier's if it says none."""
+    name = (config.architectures or [""])[0]
+    if name.endswith("ForTokenClassification"):
+        return AutoModelForTokenClassification
+    return AutoModel if name.endswith("Model") else AutoModelForSequenceClassification
+
+
+def _refuse_missing(source: str, model: PreTrainedModel, names: list[str]) -> None:
+    if names:
         raise CheckpointError(
-            f"{source} is a quantized checkpoint; a float one is needed here. "
-            f"Its float model lies beside it if quantkit made it (runs/NAME/float)."
+            f"{source} lacks {len(names)} weights of a {type(model).__name__}, among them "
+            f"{names[0]}. Fine-tune it first: quantkit finetune --model {source}"
         )
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{source} holds no config.json: it is not a model folder.")
-    if not any((folder / name).is_file() for name in _WEIGHTS):
-        raise CheckpointError(f"{source} holds no weights ({' or '.join(_WEIGHTS[:2])}).")
-
-
-def _hub_unreachable() -> bool:
-    """Whether the Hub's address cannot even be looked up; a proxy does that by itself."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return False
-    try:
-        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
-    except OSError:
-        return True
-    return False
-
-
-def _cannot_load(source: str, problem: Exception) -> str:
-    """What went wrong, and the ways out, which differ for a folder and a Hub name."""
-    reason = str(problem).strip().splitlines()[0] if str(problem).strip() else repr(problem)
-    if Path(source).is_dir():
-        return f"{source} cannot be loaded as a sequence classifier: {reason}"
-    return (
-        f"The model {source!r} is neither a folder nor in the local Hugging Face cache, and it "
-        f"could not be downloaded ({reason}). Ways out:\n"
-        f"  - with a network: check the name on the Hub; a private model needs `hf auth login`\n"
-        f"  - on another machine: hf download {source} --local-dir FOLDER, copy FOLDER here and "
-        f"pass --model FOLDER\n"
-        f"  - without a network: quantkit run builtin.yaml uses the built-in data and model"
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' loading report: what matters in it is checked above."""
-    logging: Any = hf_logging  # its functions are not typed
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -1,20 +1,33 @@
 """Scoring an exported folder on the rows of a task."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from quantkit.data import load_task
+from quantkit.answers import decisions
+from quantkit.data import TaskData, inputs_of, load_task, references_of, without_overlap
 from quantkit.errors import DataError
-from quantkit.metrics import classification_scores
+from quantkit.heads import Head
+from quantkit.metrics import Answers, ClassScores, per_class, scores
 from quantkit.runs import Run
 from quantkit.runtime import load
 
-__all__ = ["evaluate_folder"]
+__all__ = ["Evaluation", "evaluate_folder"]
 
 
-def evaluate_folder(folder: Path, task: str, data: Path | None, split: str) -> dict[str, float]:
-    """Accuracy, precision, recall and F1, as shares; per class under the label's name.
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores as shares, those of each class, and what a reader has to know about the rows."""
+
+    scores: dict[str, float]
+    classes: tuple[ClassScores, ...]
+    rows: int
+    notes: tuple[str, ...]
+
+
+def evaluate_folder(folder: Path, task: str, data: Path | None, split: str) -> Evaluation:
+    """Score a model on a task's rows; on another task than its own, without what it has seen.
 
     Args:
         folder: an exported folder; its run tells task and data where they are not given.
@@ -23,27 +36,51 @@ def evaluate_folder(folder: Path, task: str, data: Path | None, split: str) -> d
         split: train, validation or test.
 
     Raises:
-        DataError: an unknown split, or a model with other labels than the task's.
+        DataError: an unknown split, or a model that answers something else than the task asks.
     """
     session = load(folder)
     run = Run(session.path.parent.parent.parent)
-    if not task:
-        task = run.recipe().task
-        data = data or run.data()
-    rows = load_task(task, data)
+    own = run.recipe() if run.complete else None
+    if own is not None and task in ("", own.task):
+        rows = load_task(own.task, data or run.data(), own.data)
+    else:
+        rows = load_task(task, data)
+        if own is not None:
+            rows = without_overlap(rows, load_task(own.task, run.data(), own.data))
     if split not in rows.splits:
         raise DataError(f"--split is {split!r}; there are {', '.join(rows.splits)}.")
-    if session.labels != rows.labels:
+    order = _order(session.head, rows, folder)
+    test = rows.splits[split]
+    answers = decisions(session.head, session.outputs(inputs_of(test, rows.head)))
+    if order is not None:
+        answers = order[np.asarray(answers)]
+    references: Answers = references_of(test, rows.head)
+    return Evaluation(
+        scores(rows.head, references, answers),
+        per_class(rows.head, references, answers),
+        len(test),
+        rows.notes,
+    )
+
+
+def _order(head: Head, task: TaskData, folder: Path) -> np.ndarray | None:
+    """The task's class id of each of the model's; None where they are the same.
+
+    SmSA and NusaX have the same three classes in different orders.
+    """
+    wanted = task.head
+    if head == wanted:
+        return None
+    same = head.kind == wanted.kind == "classification" and set(head.labels) == set(wanted.labels)
+    if not same:
         raise DataError(
-            f"{folder} answers with the labels {', '.join(session.labels)}; {task} has "
-            f"{', '.join(rows.labels)}. Choose the task it was trained on with --task."
+            f"{folder} answers {_described(head)}; {task.name} asks for {_described(wanted)}. "
+            f"Choose the task it was trained on with --task."
         )
-    references = np.asarray(rows.splits[split]["label"])
-    answers = session.logits(rows.splits[split]["text"]).argmax(1)
-    scores = classification_scores(references, answers, len(rows.labels))
-    return {_named(key, rows.labels): value for key, value in scores.items()}
+    return np.array([wanted.labels.index(label) for label in head.labels])
 
 
-def _named(key: str, labels: tuple[str, ...]) -> str:
-    kind, _, index = key.rpartition("_")
-    return f"{kind}_{labels[int(index)]}" if index.isdigit() else key
+def _described(head: Head) -> str:
+    names = ", ".join(head.labels)
+    aspects = f" of {', '.join(head.aspects)}" if head.aspects else ""
+    return f"{head.kind} ({names}){aspects}"

@@ -18,6 +18,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from quantkit.encoder import unroll
 from quantkit.errors import CheckpointError, DependencyError
 from quantkit.files import read_json
 from quantkit.packed import FORMAT, METADATA, WEIGHTS, empty_modules, read_tensors
@@ -61,6 +62,12 @@ class QuantkitQuantizer(HfQuantizer):
             raise CheckpointError(
                 f"{folder} has format {found!r}; this quantkit reads "
                 f"format {FORMAT}. Upgrade quantkit, or quantize again."
+            )
+        if unroll(model) is not model:
+            raise CheckpointError(
+                f"{folder} holds an ALBERT that calls one layer several times, each call with "
+                f"ranges of its own, which transformers' model has no modules for. Load it with "
+                f"quantkit.load_packed({str(folder)!r}).model."
             )
         plan = Plan.from_json(read_json(folder / METADATA)["plan"])
         swap(model, empty_modules(model, plan, read_tensors(folder / WEIGHTS)))

@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.answers import Outputs
 from quantkit.errors import MeasurementError
-from quantkit.runtime import available_threads, cpu_flags
+from quantkit.providers import available_threads, cpu_flags
+from quantkit.tokenization import Inputs
+from quantkit.worker import read_outputs
 
 __all__ = ["Latency", "Measured", "Worker", "environment", "measure", "open_worker"]
 
@@ -54,7 +58,7 @@ class Latency:
 class Measured:
     """One candidate: its answers, times and memory."""
 
-    logits: np.ndarray  # float32 [texts, classes]
+    outputs: Outputs  # float32 [rows, outputs]; of words one [words, labels] per row
     latency: tuple[Latency, ...]
     open_seconds: float
     peak_bytes: int  # peak of the process minus what it held after its imports
@@ -63,7 +67,7 @@ class Measured:
 
 def measure(
     candidates: Mapping[str, Path],
-    texts: Sequence[str],
+    inputs: Inputs,
     *,
     shapes: Sequence[tuple[int, int]],
     rounds: int,
@@ -74,7 +78,7 @@ def measure(
 
     Args:
         candidates: name -> folder or .onnx file.
-        texts: answered by each candidate, in batches of 8.
+        inputs: answered by each candidate, in batches of 8.
         shapes: (batch, length in tokens) pairs to time.
         rounds: how often the candidates take turns.
         repeats: timed calls per shape and round, after a warm-up.
@@ -89,10 +93,7 @@ def measure(
             for name, path in candidates.items()
         }
         opened = {name: worker.seconds for name, worker in workers.items()}
-        logits = {
-            name: worker.ask(do="predict", texts=list(texts), batch_size=8)["logits"]
-            for name, worker in workers.items()
-        }
+        outputs = {name: _outputs(worker, inputs) for name, worker in workers.items()}
         times: dict[tuple[str, int, int], list[float]] = {}
         for _ in range(rounds):
             for batch, length in shapes:
@@ -102,7 +103,7 @@ def measure(
         memory = {name: worker.ask(do="memory") for name, worker in workers.items()}
     return {
         name: Measured(
-            np.asarray(logits[name], dtype=np.float32),
+            outputs[name],
             tuple(_latency(times[name, *shape], *shape) for shape in shapes if rounds),
             opened[name],
             memory[name]["peak"] - memory[name]["imports"],
@@ -124,6 +125,20 @@ def environment(threads: int | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
     }
+
+
+def _outputs(worker: "Worker", inputs: Inputs) -> Outputs:
+    """What a candidate says of all rows, handed over in a file."""
+    second = None if inputs.second is None else _plain(inputs.second)
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "outputs.npz")
+        first = _plain(inputs.first)
+        worker.ask(do="predict", first=first, second=second, batch_size=8, file=file)
+        return read_outputs(Path(file))
+
+
+def _plain(rows: Sequence[str] | Sequence[Sequence[str]]) -> list[str | list[str]]:
+    return [row if isinstance(row, str) else list(row) for row in rows]
 
 
 def _latency(seconds: Sequence[float], batch: int, length: int) -> Latency:

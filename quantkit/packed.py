@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit import __version__
-from quantkit.encoder import EncoderPlan, describe
+from quantkit.encoder import SharedInput, describe, rolled_config, unroll
 from quantkit.errors import CheckpointError
 from quantkit.files import read_json, write_json
 from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear
-from quantkit.placement import Plan, quantized_inputs, swap
+from quantkit.placement import Plan, quantized_calls, swap
 from quantkit.ptq import Quantized
 from quantkit.recipe import Recipe, parse_recipe, recipe_hash
 
@@ -62,11 +62,14 @@ def save_packed(
     *,
     max_length: int,
 ) -> None:
-    """Write a packed checkpoint into `folder`, which exists; see `files.new_folder`."""
+    """Write a packed checkpoint into `folder`, which exists; see `files.new_folder`.
+
+    Weights that several calls share are stored once, under the first call's names.
+    """
     model = quantized.model
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.contiguous() for name, tensor in _distinct(model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    config = model.config.to_dict()
+    config = rolled_config(model)
     config["architectures"] = [type(model).__name__]
     config["quantization_config"] = {"quant_method": "quantkit", "format": FORMAT}
     write_json(folder / "config.json", config)
@@ -108,16 +111,17 @@ def load_packed(folder: str | Path) -> Packed:
     tensors = read_tensors(folder / WEIGHTS)
     plan = Plan.from_json(metadata["plan"])
     config = AutoConfig.from_pretrained(folder)
-    model = getattr(transformers, config.architectures[0])._from_config(config)
+    model = unroll(getattr(transformers, config.architectures[0])._from_config(config))
+    _drop_pooler(model, tensors)
     swap(model, empty_modules(model, plan, tensors))
-    if odd := sorted(model.state_dict().keys() ^ tensors.keys()):
+    if odd := sorted(_distinct(model).keys() ^ tensors.keys()):
         raise CheckpointError(
             f"{folder / WEIGHTS} does not fit its {METADATA}: {odd[0]} is in only one of them. "
             f"The folder is damaged: quantize again."
         )
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, strict=False)  # shared ones are not missing: see `_distinct`
     return Packed(
-        model.eval(),
+        model.train(False),
         AutoTokenizer.from_pretrained(folder),
         plan,
         parse_recipe(metadata["recipe"], str(folder / METADATA)),
@@ -128,30 +132,58 @@ def load_packed(folder: str | Path) -> Packed:
 
 def empty_modules(model: nn.Module, plan: Plan, tensors: dict[str, Tensor]) -> dict[str, nn.Module]:
     """Quantized modules of the shapes and dtypes that the checkpoint holds, by module name."""
-    encoder: EncoderPlan = describe(model)
+    encoder = describe(model)
     modules: dict[str, nn.Module] = {
         name: QuantEmbedding(*(_like(tensors, f"{name}.{part}") for part in ("codes", "scale")))
-        for name in encoder.embeddings
+        for name in encoder.embedding.tables
         if plan.quantized(name)
     }
-    for shared in quantized_inputs(encoder, plan):
-        prefix = f"{shared.linears[0]}.input"
-        multiplier = (
-            _like(tensors, f"{prefix}.multiplier") if f"{prefix}.multiplier" in tensors else None
-        )
-        quantizer = InputQuantizer(
-            _like(tensors, f"{prefix}.scale"), _like(tensors, f"{prefix}.zero_point"), multiplier
-        )
-        for name in shared.linears:
-            bias = _like(tensors, f"{name}.bias") if f"{name}.bias" in tensors else None
-            modules[name] = QuantLinear(
-                _like(tensors, f"{name}.codes"),
-                _like(tensors, f"{name}.scale"),
-                bias,
-                quantizer,
-                owner=name == shared.linears[0],
-            )
+    for calls in quantized_calls(encoder, plan):
+        modules |= _empty_linears(calls, tensors)
     return modules
+
+
+def _empty_linears(
+    calls: tuple[SharedInput, ...], tensors: dict[str, Tensor]
+) -> dict[str, nn.Module]:
+    """The Linears of the same weights, which are stored under the first call's names."""
+
+    def shared_tensor(name: str) -> Tensor | None:
+        return _like(tensors, name) if name in tensors else None
+
+    multiplier = shared_tensor(f"{calls[0].linears[0]}.input.multiplier")
+    quantizers = []
+    for shared in calls:
+        prefix = f"{shared.linears[0]}.input"
+        scale, zero_point = (_like(tensors, f"{prefix}.{x}") for x in ("scale", "zero_point"))
+        quantizers.append(InputQuantizer(scale, zero_point, multiplier))
+    modules: dict[str, nn.Module] = {}
+    for at, first in enumerate(calls[0].linears):
+        codes, scale = _like(tensors, f"{first}.codes"), _like(tensors, f"{first}.scale")
+        bias = shared_tensor(f"{first}.bias")
+        for shared, quantizer in zip(calls, quantizers, strict=True):
+            modules[shared.linears[at]] = QuantLinear(codes, scale, bias, quantizer, owner=at == 0)
+    return modules
+
+
+def _distinct(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model without the further names of tensors that it shares."""
+    seen: set[tuple[int, torch.Size]] = set()
+    result = {}
+    for name, tensor in model.state_dict().items():
+        place = tensor.data_ptr(), tensor.shape
+        if place not in seen:
+            result[name] = tensor
+        seen.add(place)
+    return result
+
+
+def _drop_pooler(model: Any, tensors: dict[str, Tensor]) -> None:  # noqa: ANN401
+    """Features read no pooler, so a bare encoder may have been made and saved without one."""
+    if isinstance(getattr(model, "pooler", None), nn.Module) and not any(
+        name.startswith("pooler.") for name in tensors
+    ):
+        model.pooler = None
 
 
 def _like(tensors: dict[str, Tensor], name: str) -> Tensor:

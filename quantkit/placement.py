@@ -11,7 +11,9 @@ from quantkit.encoder import EncoderPlan, SharedInput
 from quantkit.errors import RecipeError
 from quantkit.recipe import Recipe
 
-__all__ = ["Placement", "Plan", "decide", "quantized_inputs", "swap"]
+__all__ = ["Placement", "Plan", "decide", "quantized_calls", "quantized_inputs", "swap"]
+
+CLASSIFIER = "classifier"  # in `skip`: the last Linear, whatever its family calls it
 
 
 @dataclass(frozen=True)
@@ -47,46 +49,73 @@ class Plan:
 def decide(encoder: EncoderPlan, recipe: Recipe) -> Plan:
     """Apply the recipe's `skip` patterns: deny first, everything else is quantized.
 
-    A pattern is matched against whole module names, `*` standing for anything. Linears
-    that read one tensor stay together: skipping one keeps all of them in float, because
-    they share one quantized input and one merged product.
+    A pattern is matched against whole module names, `*` standing for anything. The word
+    `classifier` always means the last Linear, which RoBERTa calls `classifier.out_proj`, and
+    nothing in a model without one. Linears that read one tensor stay together: skipping one
+    keeps all of them in float, because they share one quantized input and one merged product.
+    So do those that hold the same weights.
 
     Raises:
         RecipeError: a pattern that matches no module.
     """
-    linears = [name for shared in encoder.inputs() for name in shared.linears]
-    for pattern in recipe.skip:
-        if not any(fnmatchcase(name, pattern) for name in (*linears, *encoder.embeddings)):
-            raise RecipeError(
-                f"skip pattern {pattern!r} matches no module. Patterns are matched against "
-                f"whole names such as {linears[0]!r}; `*` stands for anything."
-            )
+    _check_patterns(encoder, recipe)
     placements = [
-        Placement(name, "embedding", *_verdict(name, (name,), recipe, recipe.embeddings.bits))
-        for name in encoder.embeddings
+        Placement(name, "embedding", *_verdict(name, {name: ""}, encoder, recipe))
+        for name in encoder.embedding.tables
     ]
+    bound = {shared: calls for calls in encoder.calls() for shared in calls}
     for shared in encoder.inputs():
+        together = dict.fromkeys(shared.linears, "which reads the same tensor")
+        for call in bound[shared]:
+            together |= {
+                name: "which holds the same weights" for name in call.linears if call != shared
+            }
         placements += [
-            Placement(name, "linear", *_verdict(name, shared.linears, recipe, recipe.weights.bits))
+            Placement(name, "linear", *_verdict(name, together, encoder, recipe))
             for name in shared.linears
         ]
     return Plan(tuple(placements))
 
 
+def _check_patterns(encoder: EncoderPlan, recipe: Recipe) -> None:
+    linears = [name for shared in encoder.inputs() for name in shared.linears]
+    modules = (*linears, *encoder.embedding.tables)
+    for pattern in recipe.skip:
+        if pattern != CLASSIFIER and not any(fnmatchcase(name, pattern) for name in modules):
+            raise RecipeError(
+                f"skip pattern {pattern!r} matches no module. Patterns are matched against "
+                f"whole names such as {linears[0]!r}; `*` stands for anything."
+            )
+
+
 def _verdict(
-    name: str, together: tuple[str, ...], recipe: Recipe, bits: int
+    name: str, together: Mapping[str, str], encoder: EncoderPlan, recipe: Recipe
 ) -> tuple[int | None, str]:
-    for other in together:
+    """Bits and reason for `name`; `together` is what stays with it, and why."""
+    for other, tie in together.items():
         for pattern in recipe.skip:
-            if fnmatchcase(other, pattern):
-                why = "" if other == name else f" through {other}, which reads the same tensor"
+            if _matches(other, pattern, encoder):
+                why = "" if other == name else f" through {other}, {tie}"
                 return None, f"skip: {pattern}{why}"
-    return bits, "recipe"
+    table = name in encoder.embedding.tables
+    return recipe.embeddings.bits if table else recipe.weights.bits, "recipe"
+
+
+def _matches(name: str, pattern: str, encoder: EncoderPlan) -> bool:
+    classifier = encoder.head.classifier
+    if pattern == CLASSIFIER and classifier is not None:
+        return name in classifier.linears
+    return fnmatchcase(name, pattern)
 
 
 def quantized_inputs(encoder: EncoderPlan, plan: Plan) -> list[SharedInput]:
     """The shared inputs whose Linears are to be quantized, in the order of computation."""
     return [shared for shared in encoder.inputs() if plan.quantized(shared.linears[0])]
+
+
+def quantized_calls(encoder: EncoderPlan, plan: Plan) -> list[tuple[SharedInput, ...]]:
+    """`quantized_inputs`, those whose Linears hold the same weights together."""
+    return [calls for calls in encoder.calls() if plan.quantized(calls[0].linears[0])]
 
 
 def swap(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:

@@ -1,7 +1,7 @@
 """Post-training quantization: from a float model and calibration batches to integers."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from quantkit import numerics
 from quantkit.algorithms import smoothquant
-from quantkit.algorithms.smoothquant import SmoothQuant
+from quantkit.algorithms.smoothquant import Observed, SmoothQuant
 from quantkit.calibration import (
     Batch,
     InputStatistics,
@@ -19,11 +19,11 @@ from quantkit.calibration import (
     collect_statistics,
 )
 from quantkit.calibrators.histogram import Histogram
-from quantkit.encoder import EncoderPlan, SharedInput, describe
+from quantkit.encoder import EncoderPlan, SharedInput, describe, unroll
 from quantkit.errors import CheckpointError, DataError
 from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear
 from quantkit.numerics import asymmetric_grid, scale_and_zero_point, symmetric_grid
-from quantkit.placement import Plan, decide, quantized_inputs, swap
+from quantkit.placement import Plan, decide, quantized_calls, quantized_inputs, swap
 from quantkit.recipe import Recipe
 
 __all__ = ["InputDecision", "Quantized", "check_finite", "quantize"]
@@ -63,12 +63,12 @@ class Quantized:
 
 
 @dataclass(frozen=True)
-class _Input:
-    """Smoothing and range of one shared input, while modules are being made."""
+class _Smoothing:
+    """The smoothing of one weight and of all tensors that it is applied to."""
 
-    vector: Tensor | None  # s [in]
-    folded: bool
-    quantizer: InputQuantizer
+    choice: smoothquant.Smoothed | None
+    multiplier: Tensor | None  # 1 / s [in], of the inputs
+    folded: bool  # the multiplier moves into the producer
 
 
 def quantize(
@@ -78,10 +78,12 @@ def quantize(
     recipe: Recipe | None = None,
     reachable_rows: int | None = None,
 ) -> Quantized:
-    """Quantize a float classifier; `model` itself is left as it is.
+    """Quantize a float encoder with its head; `model` itself is left as it is.
 
     Args:
-        model: any model that `AutoModelForSequenceClassification` makes of a BERT checkpoint.
+        model: BERT, ALBERT, DistilBERT, RoBERTa, XLM-R or ELECTRA, as a sequence classifier, a
+            token classifier or bare. Of an ALBERT that calls one layer several times the
+            result has a module per call, with one set of weights (see `encoder.unroll`).
         calibration: batches as a Hugging Face tokenizer makes them with
             `return_tensors="pt"`; padding is ignored through `attention_mask`.
         recipe: the slots from `weights` to `skip` are read; default: W8A8 as documented.
@@ -95,19 +97,21 @@ def quantize(
     """
     recipe = recipe or Recipe(name="default", task="none", model="none")
     check_finite(model)
-    encoder = describe(model)
+    unrolled = unroll(model)
+    encoder = describe(unrolled)
     plan = decide(encoder, recipe)
     batches = list(calibration)
     _check_ids(batches, reachable_rows)
-    shared_inputs = quantized_inputs(encoder, plan)
-    statistics = collect_statistics(model, shared_inputs, batches, recipe.calibration.seed)
-    smoothed = {
-        shared: _smooth(model, shared, statistics[shared], recipe) for shared in shared_inputs
-    }
-    inputs, decisions = _input_quantizers(model, plan, statistics, smoothed, batches, recipe)
-    modules = _linears(model, inputs, recipe)
-    embeddings, trimmed = _embeddings(model, encoder, plan, recipe, reachable_rows)
-    result = _copy_without(model, {**modules, **embeddings})
+    inputs, calls = quantized_inputs(encoder, plan), quantized_calls(encoder, plan)
+    statistics = collect_statistics(unrolled, inputs, batches, recipe.calibration.seed)
+    smoothing: dict[SharedInput, _Smoothing] = {}
+    for together in calls:
+        found = _smooth(unrolled, together, statistics, plan, recipe)
+        smoothing |= dict.fromkeys(together, found)
+    quantizers, decisions = _input_quantizers(unrolled, statistics, smoothing, batches, recipe)
+    modules = _linears(unrolled, calls, smoothing, quantizers, recipe)
+    embeddings, trimmed = _embeddings(unrolled, encoder, plan, recipe, reachable_rows)
+    result = _copy_without(unrolled, {**modules, **embeddings})
     swap(result, {**modules, **embeddings})
     nn.Module.float(result)  # what stays in float; checkpoints are often loaded in 16 bits
     if trimmed:
@@ -159,31 +163,38 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
 
 
 def _smooth(
-    model: nn.Module, shared: SharedInput, statistics: InputStatistics, recipe: Recipe
-) -> smoothquant.Smoothed | None:
+    model: nn.Module,
+    calls: Sequence[SharedInput],
+    statistics: Mapping[SharedInput, InputStatistics],
+    plan: Plan,
+    recipe: Recipe,
+) -> _Smoothing:
+    """One smoothing vector for all inputs of the same weights."""
     if not isinstance(recipe.smoothing, SmoothQuant):
-        return None
-    return smoothquant.search(
-        statistics.rows,
-        statistics.low,
-        statistics.high,
-        _weight(model, shared),
+        return _Smoothing(None, None, folded=False)
+    seen = [statistics[shared] for shared in calls]
+    choice = smoothquant.search(
+        [Observed(each.rows, each.low, each.high) for each in seen],
+        _weight(model, calls[0]),
         recipe.smoothing.alphas,
         asymmetric_grid(recipe.activations.bits),
         symmetric_grid(recipe.weights.bits),
+    )
+    producer = calls[0].producer
+    return _Smoothing(
+        choice, 1.0 / choice.vector, folded=producer is not None and plan.quantized(producer)
     )
 
 
 def _input_quantizers(
     model: nn.Module,
-    plan: Plan,
     statistics: Mapping[SharedInput, InputStatistics],
-    smoothed: Mapping[SharedInput, smoothquant.Smoothed | None],
+    smoothing: Mapping[SharedInput, _Smoothing],
     batches: list[Batch],
     recipe: Recipe,
-) -> tuple[dict[SharedInput, _Input], list[InputDecision]]:
+) -> tuple[dict[SharedInput, InputQuantizer], list[InputDecision]]:
     """Scale, zero point and multiplier of every shared input."""
-    multipliers = {s: None if c is None else 1.0 / c.vector for s, c in smoothed.items()}
+    multipliers = {shared: smoothing[shared].multiplier for shared in statistics}
     observed = {
         shared: _observed_range(statistics[shared], multipliers[shared]) for shared in statistics
     }
@@ -191,18 +202,17 @@ def _input_quantizers(
     histograms: Mapping[SharedInput, Histogram] = {}
     if calibrator.needs_histogram:
         histograms = collect_histograms(model, observed, multipliers, batches)
-    inputs: dict[SharedInput, _Input] = {}
+    quantizers: dict[SharedInput, InputQuantizer] = {}
     decisions = []
     grid = asymmetric_grid(recipe.activations.bits)
-    for shared, choice in smoothed.items():
+    for shared, bounds in observed.items():
         histogram = histograms.get(shared)
-        low, high = calibrator.range(*observed[shared], histogram)
+        low, high = calibrator.range(*bounds, histogram)
         scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), grid)
-        folded = (
-            choice is not None and shared.producer is not None and plan.quantized(shared.producer)
+        choice, folded = smoothing[shared].choice, smoothing[shared].folded
+        quantizers[shared] = InputQuantizer(
+            scale, zero_point, None if folded else multipliers[shared]
         )
-        quantizer = InputQuantizer(scale, zero_point, None if folded else multipliers[shared])
-        inputs[shared] = _Input(None if choice is None else choice.vector, folded, quantizer)
         decisions.append(
             InputDecision(
                 shared.linears,
@@ -214,7 +224,7 @@ def _input_quantizers(
                 0.0 if histogram is None else histogram.clipped_texts(low, high),
             )
         )
-    return inputs, decisions
+    return quantizers, decisions
 
 
 def _observed_range(statistics: InputStatistics, multiplier: Tensor | None) -> tuple[float, float]:
@@ -224,33 +234,52 @@ def _observed_range(statistics: InputStatistics, multiplier: Tensor | None) -> t
 
 
 def _linears(
-    model: nn.Module, inputs: Mapping[SharedInput, _Input], recipe: Recipe
+    model: nn.Module,
+    calls: Sequence[tuple[SharedInput, ...]],
+    smoothing: Mapping[SharedInput, _Smoothing],
+    quantizers: Mapping[SharedInput, InputQuantizer],
+    recipe: Recipe,
 ) -> dict[str, nn.Module]:
-    """A QuantLinear for every Linear of `inputs`."""
+    """A QuantLinear for every Linear of `calls`; those of the same weights share tensors."""
     folds = {
-        shared.producer: 1.0 / entry.vector
-        for shared, entry in inputs.items()
-        if entry.folded and entry.vector is not None
+        shared.producer: smoothing[shared].multiplier
+        for together in calls
+        for shared in together
+        if smoothing[shared].folded
     }
-    grid = symmetric_grid(recipe.weights.bits)
     modules: dict[str, nn.Module] = {}
-    for shared, entry in inputs.items():
-        for name in shared.linears:
-            linear = _linear(model, name)
-            weight = linear.weight.detach().float()
-            if entry.vector is not None:
-                weight = weight * entry.vector
-            bound = weight.abs().amax(1, keepdim=True)
-            scale, zero_point = scale_and_zero_point(-bound, bound, grid)
-            codes = recipe.rounding.round(weight, scale, zero_point, grid)
-            bias = None if linear.bias is None else linear.bias.detach().float().clone()
-            # A factor per output channel leaves the codes as they are: only scale and bias move.
-            if (factor := folds.get(name)) is not None:
-                scale = scale * factor[:, None]
-                bias = None if bias is None else bias * factor
-            owner = name == shared.linears[0]
-            modules[name] = QuantLinear(codes, scale, bias, entry.quantizer, owner=owner)
+    for together in calls:
+        choice = smoothing[together[0]].choice
+        vector = None if choice is None else choice.vector
+        for at, first in enumerate(together[0].linears):
+            integers = _integers(_linear(model, first), vector, folds.get(first), recipe)
+            for shared in together:
+                modules[shared.linears[at]] = QuantLinear(
+                    *integers, quantizers[shared], owner=at == 0
+                )
     return modules
+
+
+def _integers(
+    linear: nn.Linear, vector: Tensor | None, factor: Tensor | None, recipe: Recipe
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes [out, in], scale [out, 1] and bias [out] of a Linear.
+
+    Its inputs are divided by `vector` [in], its outputs multiplied by `factor` [out].
+    """
+    grid = symmetric_grid(recipe.weights.bits)
+    weight = linear.weight.detach().float()
+    if vector is not None:
+        weight = weight * vector
+    bound = weight.abs().amax(1, keepdim=True)
+    scale, zero_point = scale_and_zero_point(-bound, bound, grid)
+    codes = recipe.rounding.round(weight, scale, zero_point, grid)
+    bias = None if linear.bias is None else linear.bias.detach().float().clone()
+    # A factor per output channel leaves the codes as they are: only scale and bias move.
+    if factor is not None:
+        scale = scale * factor[:, None]
+        bias = None if bias is None else bias * factor
+    return codes, scale, bias
 
 
 def _embeddings(
@@ -260,12 +289,12 @@ def _embeddings(
     grid = symmetric_grid(recipe.embeddings.bits)
     modules: dict[str, nn.Module] = {}
     trimmed = 0
-    for name in encoder.embeddings:
+    for name in encoder.embedding.tables:
         if not plan.quantized(name):
             continue
         module: Any = model.get_submodule(name)
         table: Tensor = module.weight.detach().float()
-        if name == encoder.word_embeddings and recipe.embeddings.trim and reachable is not None:
+        if name == encoder.embedding.words and recipe.embeddings.trim and reachable is not None:
             trimmed = max(0, len(table) - reachable)
             table = table[: len(table) - trimmed]
         bound = table.abs().amax(1, keepdim=True)

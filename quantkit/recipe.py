@@ -22,6 +22,8 @@ from quantkit.algorithms.smoothquant import NoSmoothing, SmoothQuant
 from quantkit.calibrators import Calibrator, MinMax
 from quantkit.config import STRICT
 from quantkit.errors import RecipeError
+from quantkit.recurrent_slot import Recurrent
+from quantkit.source import Source
 
 __all__ = [
     "Activations",
@@ -35,7 +37,9 @@ __all__ = [
     "builtin_recipe",
     "load_recipe",
     "parse_recipe",
+    "read_yaml",
     "recipe_hash",
+    "shipped_recipes",
     "with_bits",
     "with_changes",
 ]
@@ -51,13 +55,16 @@ class Finetune:
     """Fine-tuning: AdamW, linear warm-up and decay, the best epoch by validation score."""
 
     epochs: Positive = 3
-    batch_size: Positive = 32
+    batch_size: Positive = 32  # rows per update, over all processes
+    accumulation: Positive = 1  # parts that each process makes of its share of a batch
+    checkpointing: bool = False  # compute activations twice instead of keeping them
+    patience: Positive | None = None  # stop after so many epochs without a better one
     lr: Annotated[float, Field(gt=0.0)] = 2e-5
     warmup: Share = 0.1  # share of all steps
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     dropout: Share = 0.1
     gradient_clip: Annotated[float, Field(gt=0.0)] = 1.0  # global L2 norm
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 on a GPU that has it
     save_every: Positive = 200  # steps between states a killed run can resume from
     seed: Seed = 0
 
@@ -123,6 +130,9 @@ class Recipe:
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     task: str
     model: str
+    data: Source | None = None  # columns of a table of one's own, for task `custom`
+    student: Literal["every-second-layer"] | None = None  # start from a part of the model
+    recurrent: Recurrent | None = None  # the network, with `model: recurrent`
     max_length: Annotated[int, Field(ge=4)] | None = None  # tokens; null: the model's limit
     finetune: Finetune = Field(default_factory=Finetune)
     calibration: Calibration = Field(default_factory=Calibration)
@@ -160,18 +170,33 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         RecipeError: no such file, not YAML, or not a recipe.
     """
+    values, source = read_yaml(path)
+    return parse_recipe(values, source)
+
+
+def read_yaml(path: str | Path) -> tuple[object, str]:
+    """What a YAML file holds, and its path; a shipped one is found by its name.
+
+    Raises:
+        RecipeError: no such file, or not YAML.
+    """
     path = Path(path)
     if not path.is_file():
-        shipped = _shipped_folder() / path.name
-        if not shipped.is_file():
-            known = ", ".join(sorted(file.name for file in _shipped_folder().glob("*.yaml")))
+        shipped = _shipped(path)
+        if shipped is None:
+            known = ", ".join(shipped_recipes())
             raise RecipeError(f"{path}: no such recipe. Shipped recipes: {known}.")
         path = shipped
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8")), str(path)
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         raise RecipeError(f"{path} is not YAML: {problem}") from None
-    return parse_recipe(values, str(path))
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with quantkit, as `load_recipe` takes them."""
+    folder = _shipped_folder()
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.yaml"))
 
 
 def builtin_recipe() -> Recipe:
@@ -200,6 +225,8 @@ def with_changes(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
         slot = values
         for parent in parents:
             below = slot.setdefault(parent, {})
+            if below is None:  # a slot that is not in use
+                below = slot[parent] = {}
             if not isinstance(below, dict):
                 raise RecipeError(f"{path}: {parent} is a value, not a section.")
             slot = below
@@ -211,6 +238,15 @@ def recipe_hash(recipe: Recipe) -> str:
     """First 16 hex digits of the SHA-256 of the resolved recipe as canonical JSON."""
     canonical = json.dumps(asdict(recipe), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _shipped(path: Path) -> Path | None:
+    """The shipped file meant by `indonlu/emot.yaml`, `recipes/indonlu/emot.yaml` or `emot.yaml`."""
+    folder = _shipped_folder()
+    inside = Path(*path.parts[1:]) if path.parts[:1] == ("recipes",) else path
+    if not path.is_absolute() and (folder / inside).is_file():
+        return folder / inside
+    return next(iter(sorted(folder.rglob(path.name))), None)
 
 
 def _shipped_folder() -> Path:

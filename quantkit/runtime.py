@@ -4,19 +4,28 @@ session = quantkit.load("runs/smsa/int8")
 session.predict(["makanannya enak sekali"])   # [Prediction(label='positive', score=0.98)]
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import metadata
-from importlib.util import find_spec
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from quantkit.errors import CheckpointError, DependencyError
-from quantkit.files import read_json
+from quantkit.answers import Answer, Outputs, Prediction, answers
+from quantkit.errors import CheckpointError, DataError
+from quantkit.heads import Head
+from quantkit.onnx_file import ModelFile, find_onnx, folder_of, output_name, read_tokenizer
+from quantkit.providers import (
+    available_threads,
+    cpu_flags,
+    import_onnxruntime,
+    provider,
+    session_options,
+)
+from quantkit.rows import Part, Row, checked_inputs, read_row
+from quantkit.tokenization import Inputs, Window, merge_words, tokenize
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -32,89 +41,193 @@ __all__ = [
     "session_options",
 ]
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-# Processor features whose 8-bit products accumulate in 32 bits: VNNI, AMX, and Arm's NEON.
-EXACT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimd"})
-
-# In the order of preference: what a folder with several files is opened for.
-ONNX_FILES = ("onnx/model_quantized.onnx", "onnx/model.onnx")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer to one text: the best label, its probability, and all probabilities."""
-
-    label: str
-    score: float
-    scores: Mapping[str, float]
+Arrays = dict[str, np.ndarray]
 
 
 class Session:
-    """A tokenizer and an ONNX file that belong together; made by `load`."""
+    """A tokenizer and an ONNX file that belong together; made by `load`.
+
+    head         what the model answers
+    path         of the ONNX file
+    max_length   tokens of a window: longer texts are cut, longer sentences take several
+    vocabulary   token ids are below it
+    """
 
     def __init__(
         self,
         inference: "onnxruntime.InferenceSession",
         tokenizer: Tokenizer,
-        labels: tuple[str, ...],
+        head: Head,
         path: Path,
+        *,
         max_length: int,
+        padding: int,
     ) -> None:
         self._inference = inference
         self._tokenizer = tokenizer
+        self._tokenizing = Lock()  # it sets the tokenizer's limits, which all threads share
         self._inputs = tuple(value.name for value in inference.get_inputs())
-        self.labels = labels
+        self._output = output_name(head)
+        self._padding = padding
+        self.head = head
         self.path = path
         self.max_length = max_length
-        self.vocabulary = tokenizer.get_vocab_size()  # token ids are below it
-        tokenizer.enable_truncation(max_length)
+        self.vocabulary = tokenizer.get_vocab_size()
 
-    def predict(self, texts: Sequence[str], batch_size: int = 8) -> list[Prediction]:
-        """One prediction a text, in the order of `texts`."""
-        answers = []
-        for row in self.logits(texts, batch_size):
-            exponents = np.exp(row - row.max())
-            shares = exponents / exponents.sum()
-            best = int(shares.argmax())
-            scores = dict(zip(self.labels, shares.tolist(), strict=True))
-            answers.append(Prediction(self.labels[best], float(shares[best]), scores))
-        return answers
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the head's classes."""
+        return self.head.labels
+
+    def predict(
+        self,
+        texts: Sequence[Part],
+        pairs: Sequence[Part] | None = None,
+        batch_size: int = 8,
+    ) -> list[Answer]:
+        """One answer a row, in the order of `texts`; its class depends on the head's kind.
+
+        classification: Prediction; multilabel: Labels; aspects: Aspects; regression: Value;
+        words: Words; features: Vector.
+
+        Args:
+            texts: strings; for words also lists of words, and strings are split at white space.
+            pairs: the other text of each pair; for words the question before each passage.
+            batch_size: windows that the model is run on at once.
+
+        Raises:
+            DataError: a row is not a text.
+        """
+        inputs = checked_inputs(texts, pairs, words=self._of_words)
+        sentences = inputs.first if self._of_words else ()
+        return answers(self.head, self._run_all(inputs, batch_size), sentences)
+
+    def stream(
+        self, rows: Iterable[str | Mapping[str, Any]], batch_size: int = 8, chunk: int = 256
+    ) -> Iterator[dict[str, Any]]:
+        """Answers of any number of rows as JSON values, in order, `chunk` rows in memory.
+
+        A row is a text, or {text, text_pair}, or for words {tokens, question}; the second
+        of each and any other key may be absent.
+
+        Raises:
+            DataError: a row has no text; the message tells its number from 1.
+        """
+        if isinstance(rows, str | Mapping):
+            raise DataError(f"Expected rows; found one {type(rows).__name__}. Pass a list of it.")
+        numbered = enumerate(rows, start=1)
+        while part := [
+            read_row(row, number, words=self._of_words) for number, row in islice(numbered, chunk)
+        ]:
+            for answer in self._answer(part, batch_size):
+                yield answer.to_json()
+
+    def outputs(self, inputs: Inputs, batch_size: int = 8) -> Outputs:
+        """What the model says of each row, in order.
+
+        Returns:
+            float32 [rows, head.outputs]; features: the mean over a row's tokens, float32
+            [rows, hidden]; words: for each row float32 [words, labels].
+
+        Raises:
+            DataError: a row is not a text.
+        """
+        checked = checked_inputs(inputs.first, inputs.second, words=self._of_words)
+        return self._run_all(checked, batch_size)
 
     def logits(self, texts: Sequence[str], batch_size: int = 8) -> np.ndarray:
-        """float32 [texts, classes]; batches hold texts of similar length, so little padding."""
-        result = np.empty((len(texts), len(self.labels)), dtype=np.float32)
-        for indices, arrays in self._batches(texts, batch_size):
-            result[indices] = self.run(arrays)
-        return result
+        """float32 [texts, head.outputs] of a model that answers whole texts.
+
+        Raises:
+            DataError: a row is not a text, or the model answers words.
+        """
+        if self._of_words:
+            raise DataError(f"{self.path} answers each word, not each text. Use `outputs`.")
+        return self._text_outputs(checked_inputs(texts, words=False), batch_size)
 
     def run(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Logits [batch, classes] of int64 arrays [batch, length], as the file takes them."""
+        """The file's own output for int64 arrays [batch, length], as float32.
+
+        logits [batch, head.outputs]; words: [batch, length, labels]; features: the last
+        layer, [batch, length, hidden].
+        """
         feeds = {name: arrays[name] for name in self._inputs}
-        outputs: list[np.ndarray] = self._inference.run(["logits"], feeds)
-        return outputs[0]
+        outputs: list[np.ndarray] = self._inference.run([self._output], feeds)
+        return outputs[0].astype(np.float32, copy=False)
+
+    @property
+    def _of_words(self) -> bool:
+        return self.head.kind == "words"
+
+    def _answer(self, rows: Sequence[Row], batch_size: int) -> list[Answer]:
+        """Answers of rows of which some may have a second part and some not."""
+        found: dict[int, Answer] = {}
+        for paired in (False, True):
+            places = [at for at, (_, second) in enumerate(rows) if (second is not None) is paired]
+            first = [rows[at][0] for at in places]
+            second = [rows[at][1] or "" for at in places] if paired else None
+            found |= zip(places, self.predict(first, second, batch_size), strict=True)
+        return [found[at] for at in range(len(rows))]
+
+    def _run_all(self, inputs: Inputs, batch_size: int) -> Outputs:
+        run = self._word_outputs if self._of_words else self._text_outputs
+        return run(inputs, batch_size)
+
+    def _text_outputs(self, inputs: Inputs, batch_size: int) -> np.ndarray:
+        windows = self._windows(inputs)
+        if not windows:
+            return np.empty((0, self.head.outputs), dtype=np.float32)
+        order, parts = [], []
+        for places, arrays in self._batches(windows, batch_size):
+            values = self.run(arrays)
+            order += places
+            parts.append(_mean(values, arrays) if self.head.kind == "features" else values)
+        joined = np.concatenate(parts)
+        result = np.empty_like(joined)
+        result[order] = joined
+        return result
+
+    def _word_outputs(self, inputs: Inputs, batch_size: int) -> list[np.ndarray]:
+        nothing = np.empty((0, self.head.outputs), dtype=np.float32)
+        filled = [at for at, words in enumerate(inputs.first) if words]
+        second = None if inputs.second is None else [inputs.second[at] for at in filled]
+        windows = self._windows(Inputs([inputs.first[at] for at in filled], second))
+        values = [nothing] * len(windows)
+        for places, arrays in self._batches(windows, batch_size):
+            for at, logits in zip(places, self.run(arrays), strict=True):
+                values[at] = logits
+        merged = merge_words([w.row for w in windows], [w.words for w in windows], values)
+        result = [nothing] * len(inputs)
+        for at, logits in zip(filled, merged, strict=True):
+            result[at] = logits
+        return result
+
+    def _windows(self, inputs: Inputs) -> list[Window]:
+        with self._tokenizing:
+            return list(tokenize(self._tokenizer, inputs, self.max_length, words=self._of_words))
 
     def _batches(
-        self, texts: Sequence[str], batch_size: int
-    ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-        encodings = self._tokenizer.encode_batch(list(texts))
-        order = sorted(range(len(texts)), key=lambda index: len(encodings[index].ids))
-        padding = self._tokenizer.token_to_id("[PAD]") or 0
+        self, windows: Sequence[Window], batch_size: int
+    ) -> Iterator[tuple[list[int], Arrays]]:
+        """Batches of windows of similar length, so little padding, and their places."""
+        order = sorted(range(len(windows)), key=lambda at: len(windows[at].ids))
         for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
-            rows = [encodings[index] for index in indices]
-            shape = (len(rows), max(len(row.ids) for row in rows))
-            arrays = {
-                "input_ids": np.full(shape, padding, dtype=np.int64),
-                "attention_mask": np.zeros(shape, dtype=np.int64),
-                "token_type_ids": np.zeros(shape, dtype=np.int64),
-            }
-            for row, encoding in enumerate(rows):
-                count = len(encoding.ids)
-                arrays["input_ids"][row, :count] = encoding.ids
-                arrays["attention_mask"][row, :count] = 1
-                arrays["token_type_ids"][row, :count] = encoding.type_ids
-            yield indices, arrays
+            places = order[start : start + batch_size]
+            yield places, self._arrays([windows[at] for at in places])
+
+    def _arrays(self, windows: Sequence[Window]) -> Arrays:
+        shape = len(windows), max(len(window.ids) for window in windows)
+        arrays = {
+            "input_ids": np.full(shape, self._padding, dtype=np.int64),
+            "attention_mask": np.zeros(shape, dtype=np.int64),
+            "token_type_ids": np.zeros(shape, dtype=np.int64),
+        }
+        for row, window in enumerate(windows):
+            count = len(window.ids)
+            arrays["input_ids"][row, :count] = window.ids
+            arrays["attention_mask"][row, :count] = 1
+            arrays["token_type_ids"][row, :count] = window.types
+        return arrays
 
 
 def load(folder: str | Path, *, device: str = "cpu", threads: int | None = None) -> Session:
@@ -126,129 +239,30 @@ def load(folder: str | Path, *, device: str = "cpu", threads: int | None = None)
         threads: of the CPU provider; default: what the machine's CPU quota gives.
 
     Raises:
-        CheckpointError: no such file, or one exported for another device.
+        CheckpointError: no such file, one exported for another device, or one that does not
+            say what it answers.
         DependencyError: onnxruntime is missing, installed twice, or lacks the device.
     """
-    path = find_onnx(Path(folder))
-    runtime = import_onnxruntime()
-    if _PROVIDERS.get(device) not in runtime.get_available_providers():
-        raise DependencyError(
-            f"This onnxruntime has no {device!r} provider. Install the right one: "
-            f"pip install 'quantkit[{'gpu' if device == 'cuda' else 'cpu'}]'"
-        )
+    path, name = find_onnx(Path(folder)), provider(device)
     try:
-        inference = runtime.InferenceSession(
-            str(path), session_options(threads), providers=[_PROVIDERS[device]]
+        inference = import_onnxruntime().InferenceSession(
+            str(path), session_options(threads), providers=[name]
         )
     except Exception as problem:  # onnxruntime raises classes of its own, without a base
         raise CheckpointError(f"{path} cannot be opened: {problem}. Export it again.") from None
-    properties = inference.get_modelmeta().custom_metadata_map
-    target = properties.get("quantkit.target", device)
-    if target != device:
+    tokenizer = read_tokenizer(path)
+    file = ModelFile.read(inference, tokenizer, path)
+    if file.target not in (None, device):
         raise CheckpointError(
-            f"{path} was exported for {target}, and would run badly on {device}. "
-            f"Export it again: quantkit export {path.parent.parent} --target {device}"
+            f"{path} was exported for {file.target}, and would run badly on {device}. "
+            f"Export it again: quantkit export {folder_of(path)} --target {device}"
         )
-    root = path.parent.parent
-    labels = _labels(properties, root)
-    limit = int(properties.get("quantkit.max_length", 512))
-    return Session(inference, _tokenizer(root), labels, path, limit)
-
-
-def find_onnx(path: Path) -> Path:
-    """The ONNX file meant by `path`: itself, or the folder's quantized one, or its float one.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if path.is_file():
-        return path
-    for name in ONNX_FILES:
-        if (path / name).is_file():
-            return path / name
-    raise CheckpointError(
-        f"{path} holds no exported model ({' or '.join(ONNX_FILES)}). "
-        f"Make one with: quantkit export {path}"
+    return Session(
+        inference, tokenizer, file.head, path, max_length=file.max_length, padding=file.padding
     )
 
 
-def session_options(threads: int | None = None) -> "onnxruntime.SessionOptions":
-    """Options that every session of an exported file should have."""
-    options = import_onnxruntime().SessionOptions()
-    options.intra_op_num_threads = threads or available_threads()
-    options.log_severity_level = 3
-    # Without VNNI, u8 x s8 products saturate in 16 bits and this switch makes them exact. With
-    # it they are exact anyway, and the switch made int8 BERT-base 1.7 times slower (1.31.1).
-    if not cpu_flags() & EXACT_PRODUCTS:
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    return options
-
-
-def cpu_flags() -> frozenset[str]:
-    """Features of this machine's processor, as Linux names them; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    found = (line.partition(":") for line in lines)
-    names = {"flags", "Features"}  # x86, Arm
-    return frozenset(f for key, _, value in found if key.strip() in names for f in value.split())
-
-
-def available_threads() -> int:
-    """CPUs this process may use: its affinity, cut by the control group's quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            return max(1, min(count or 1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no control groups here
-    return count or 1
-
-
-def import_onnxruntime() -> Any:  # noqa: ANN401
-    """The onnxruntime module.
-
-    Raises:
-        DependencyError: it is missing, or its CPU and GPU packages lie over each other.
-    """
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
-    if len(installed) == 2:
-        raise DependencyError(
-            "Both onnxruntime and onnxruntime-gpu are installed. They write the same files and "
-            "break each other: pip uninstall -y onnxruntime onnxruntime-gpu, then install one, "
-            "pip install 'quantkit[cpu]' or pip install 'quantkit[gpu]'."
-        )
-    if find_spec("onnxruntime") is None:
-        raise DependencyError(
-            "onnxruntime is not installed. pip install 'quantkit[cpu]' for CPUs, or "
-            "pip install 'quantkit[gpu]' for NVIDIA GPUs."
-        )
-    import onnxruntime
-
-    return onnxruntime
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        metadata.distribution(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _labels(properties: Mapping[str, str], root: Path) -> tuple[str, ...]:
-    if "quantkit.labels" in properties:
-        return tuple(properties["quantkit.labels"].split("\n"))
-    names = read_json(root / "config.json").get("id2label", {})
-    return tuple(names[key] for key in sorted(names, key=int))
-
-
-def _tokenizer(root: Path) -> Tokenizer:
-    path = root / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"{root} holds no tokenizer.json. Export the model again.")
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    return tokenizer
+def _mean(hidden: np.ndarray, arrays: Arrays) -> np.ndarray:
+    """The mean of hidden states [batch, length, hidden] over unmasked tokens."""
+    mask = arrays["attention_mask"].astype(np.float32)
+    return np.asarray(np.einsum("blh,bl->bh", hidden, mask) / mask.sum(1, keepdims=True))

@@ -1,6 +1,6 @@
 """Rows to token ids: the one definition that training, calibration and serving share.
 
-Torch-free: it uses the `tokenizers` library alone. A text longer than the limit is cut; a
+Torch-free: it uses the `tokenizers` library and NumPy alone. A text longer than the limit is cut; a
 labelled sentence or passage longer than the limit becomes several overlapping windows, and
 every word is answered from the window that shows most of its surroundings.
 """
@@ -8,13 +8,14 @@ every word is answered from the window that shows most of its surroundings.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from quantkit.errors import DataError
 
-__all__ = ["Inputs", "Window", "tokenize", "tokenize_texts", "tokenize_words"]
+__all__ = ["Inputs", "Window", "merge_words", "tokenize", "tokenize_texts", "tokenize_words"]
 
-OVERLAP = 4  # windows of `limit` tokens share limit // OVERLAP of them
+OVERLAP = 4  # windows with room for n tokens share n // OVERLAP of them
 CHUNK = 1000  # rows handed to the tokenizer at once
 
 
@@ -69,28 +70,52 @@ def tokenize_words(tokenizer: Tokenizer, inputs: Inputs, limit: int) -> Iterator
     """The windows of each sentence; the first sub-word of a word carries its answer.
 
     A word that the tokenizer makes nothing of (a control character) stands as the unknown
-    token, so that every word is answered. A question takes at most half of a window.
+    token, so that every word is answered. A question takes at most half of a window's room.
 
     Raises:
-        DataError: a sentence without words.
+        DataError: a sentence without words, or a limit that leaves no room for any.
     """
     questions = inputs.second
+    room = limit - tokenizer.num_special_tokens_to_add(questions is not None)
+    if room < 1:
+        raise DataError(f"{limit} tokens leave no room for words. Raise max_length.")
     for start in range(0, len(inputs), CHUNK):
         stop = min(start + CHUNK, len(inputs))
         sentences = [list(words) for words in inputs.first[start:stop]]
         _fill_empty_words(tokenizer, sentences)
         chunk: list[object] = list(sentences)
         if questions is not None:
-            heads = [_shortened(tokenizer, list(q), limit // 2) for q in questions[start:stop]]
+            heads = [_shortened(tokenizer, list(q), room // 2) for q in questions[start:stop]]
             chunk = list(zip(heads, sentences, strict=True))
         tokenizer.no_padding()
         strategy = "longest_first" if questions is None else "only_second"
-        tokenizer.enable_truncation(limit, stride=limit // OVERLAP, strategy=strategy)
+        tokenizer.enable_truncation(limit, stride=room // OVERLAP, strategy=strategy)
         encodings = tokenizer.encode_batch(chunk, is_pretokenized=True)
         for at, (encoding, words) in enumerate(zip(encodings, sentences, strict=True), start=start):
             if not words:
                 raise DataError(f"Row {at + 1} is a sentence without words. Remove the row.")
             yield from _windows(at, encoding, 0 if questions is None else 1)
+
+
+def merge_words(
+    rows: Sequence[int], words: Sequence[Sequence[int] | np.ndarray], values: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Values of windows' tokens as values of rows' words.
+
+    Args:
+        rows: for each window, the row it is of, in ascending order from 0.
+        words: for each window, `Window.words`.
+        values: for each window [tokens, ...]; padding behind the tokens is ignored.
+
+    Returns:
+        For each row [words, ...].
+    """
+    found: list[dict[int, np.ndarray]] = [{} for _ in range(rows[-1] + 1 if rows else 0)]
+    for row, numbers, value in zip(rows, words, values, strict=True):
+        for place, word in enumerate(numbers):
+            if word >= 0:
+                found[row][word] = value[place]
+    return [np.stack([row[number] for number in sorted(row)]) for row in found]
 
 
 def _fill_empty_words(tokenizer: Tokenizer, sentences: list[list[str]]) -> None:
@@ -115,11 +140,11 @@ def _unknown_token(tokenizer: Tokenizer) -> str:
 
 
 def _shortened(tokenizer: Tokenizer, words: list[str], limit: int) -> list[str]:
-    """The first words that fit into `limit` tokens, at least one."""
+    """The first words that fit into `limit` tokens."""
     tokenizer.no_truncation()
     encoding = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
     beyond = [word for word in encoding.word_ids[limit:] if word is not None]
-    return words[: max(1, min(beyond))] if beyond else words
+    return words[: min(beyond)] if beyond else words
 
 
 def _windows(row: int, encoding: Encoding, sequence: int) -> Iterator[Window]:

@@ -47,21 +47,29 @@ class Position:
     epoch: int = 0  # of the next step, from 0
     batch: int = 0  # batches of this epoch that are done
     step: int = 0  # steps of the run that are done
-    loss_sum: float = 0.0  # over the rows of this epoch
+    loss_sum: float = 0.0  # over the labels of this epoch
+    labels: int = 0  # of this epoch
     seconds: float = 0.0  # of this epoch
     best_score: float = 0.0
     best_epoch: int = 0  # from 1; 0: none is complete
     history: tuple[dict[str, float], ...] = ()  # one entry per complete epoch
+    curve: tuple[dict[str, float], ...] = ()  # loss and learning rate along the steps
 
-    def after_step(self, loss_sum: float, seconds: float) -> "Position":
-        """The position after one more batch, whose rows' losses add up to `loss_sum`."""
+    def after_step(self, loss_sum: float, labels: int, seconds: float) -> "Position":
+        """The position after one more batch, whose `labels` have losses that add to `loss_sum`."""
         return dataclasses.replace(
             self,
             batch=self.batch + 1,
             step=self.step + 1,
             loss_sum=self.loss_sum + loss_sum,
+            labels=self.labels + labels,
             seconds=self.seconds + seconds,
         )
+
+    def with_point(self, loss: float, lr: float) -> "Position":
+        """The position with one more point of the curve, at the step just done."""
+        point = {"step": float(self.step), "loss": loss, "lr": lr}
+        return dataclasses.replace(self, curve=(*self.curve, point))
 
     def after_epoch(self, score: float, entry: dict[str, float]) -> "Position":
         """The position behind this epoch; it is the best one if `score` is higher than any."""
@@ -72,6 +80,7 @@ class Position:
             best_score=score if improved else self.best_score,
             best_epoch=self.epoch + 1 if improved else self.best_epoch,
             history=(*self.history, entry),
+            curve=self.curve,
         )
 
 
@@ -92,6 +101,7 @@ class StateStore:
     fingerprint: str  # of all that a resumed run must share with its beginning
     model: nn.Module
     optimizer: Optimizer
+    writes: bool = True  # of several processes one does; all of them load
 
     def save(self, position: Position, best: Weights) -> None:
         """Write the state; an earlier one is replaced when the new one is complete.
@@ -100,7 +110,7 @@ class StateStore:
             position: how far the run is.
             best: the weights of the best epoch, empty before the first is complete.
         """
-        if self.folder is None:
+        if self.folder is None or not self.writes:
             return
         for path in _leftovers(self.folder):
             shutil.rmtree(path)

@@ -4,15 +4,17 @@ It imports what serving imports and nothing else, so that its memory and its spe
 those of a server. Requests and answers are JSON, one a line, on stdin and stdout:
 
     {"do": "open", "path": FOLDER, "threads": N | null}   -> {"seconds": S}
-    {"do": "predict", "texts": [...], "batch_size": B}    -> {"logits": [[...], ...]}
+    {"do": "predict", "first": [...], "second": [...] | null, "batch_size": B, "file": PATH}
+                                                          -> {"outputs": PATH}
     {"do": "time", "batch": B, "length": L, "repeats": N} -> {"seconds": [...]}
     {"do": "memory"}                                      -> {"imports": BYTES, "peak": BYTES}
 
-An error answers {"error": MESSAGE}. The process ends with its standard input.
+An error answers {"error": MESSAGE}. The process ends with its standard input. Outputs go
+through the file that the request names, because those of words are many; `read_outputs`
+reads it.
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -20,9 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.answers import Outputs
+from quantkit.memory import resident_bytes
 from quantkit.runtime import Session, import_onnxruntime, load
+from quantkit.tokenization import Inputs
 
-__all__ = ["main", "resident_bytes", "token_arrays"]
+__all__ = ["main", "read_outputs", "resident_bytes", "token_arrays", "write_outputs"]
 
 WARM_UP = 3
 
@@ -53,7 +58,9 @@ def main() -> None:
 
 def _serve(session: Session, request: dict[str, Any]) -> dict[str, Any]:
     if request["do"] == "predict":
-        return {"logits": session.logits(request["texts"], request["batch_size"]).tolist()}
+        inputs = Inputs(request["first"], request["second"])
+        write_outputs(Path(request["file"]), session.outputs(inputs, request["batch_size"]))
+        return {"outputs": request["file"]}
     arrays = token_arrays(request["batch"], request["length"], session.vocabulary)
     for _ in range(WARM_UP):
         session.run(arrays)
@@ -65,6 +72,25 @@ def _serve(session: Session, request: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds}
 
 
+def write_outputs(path: Path, outputs: Outputs) -> None:
+    """Write what a session said into an .npz file; lists of arrays keep their lengths."""
+    if isinstance(outputs, list):
+        counts = np.array([len(row) for row in outputs], dtype=np.int64)
+        values = np.concatenate(outputs) if outputs else np.empty((0, 0), dtype=np.float32)
+        np.savez(path, values=values, counts=counts)
+    else:
+        np.savez(path, values=outputs)
+
+
+def read_outputs(path: Path) -> Outputs:
+    """The inverse of `write_outputs`."""
+    with np.load(path) as file:
+        values: np.ndarray = file["values"]
+        if "counts" not in file:
+            return values
+        return np.split(values, np.cumsum(file["counts"])[:-1]) if len(file["counts"]) else []
+
+
 def token_arrays(batch: int, length: int, rows: int) -> dict[str, np.ndarray]:
     """Full int64 arrays [batch, length] of seeded token ids below `rows`."""
     ids = np.random.default_rng(0).integers(5, rows, (batch, length))
@@ -73,22 +99,6 @@ def token_arrays(batch: int, length: int, rows: int) -> dict[str, np.ndarray]:
         "attention_mask": np.ones_like(ids),
         "token_type_ids": np.zeros_like(ids),
     }
-
-
-def resident_bytes(*, peak: bool = False) -> int:
-    """Bytes of memory that this process holds now, or its `peak` so far.
-
-    Linux's `getrusage` would count the parent's memory too, from before the program was
-    started; /proc counts this program's own. Elsewhere only the peak is known.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        wanted = "VmHWM:" if peak else "VmRSS:"
-        for line in status.read_text(encoding="ascii").splitlines():
-            if line.startswith(wanted):
-                return int(line.split()[1]) * 1024
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
 
 
 if __name__ == "__main__":

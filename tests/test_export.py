@@ -11,7 +11,8 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 from quantkit.errors import CheckpointError, ParityError
 from quantkit.exporter import export
 from quantkit.exporter.bert import build
-from quantkit.exporter.gate import check_parity, gate_batches
+from quantkit.exporter.batches import gate_batches
+from quantkit.exporter.gate import check_parity
 from quantkit.exporter.inspect import bytes_by_component, optimized_operators
 from quantkit.ptq import Quantized, quantize
 from quantkit.recipe import Recipe

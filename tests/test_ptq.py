@@ -74,7 +74,7 @@ def test_the_answers_stay_close_and_the_float_model_as_it_was(
 
 
 def test_unreachable_rows_are_removed(quantized: Quantized) -> None:
-    table = quantized.model.get_submodule(describe(quantized.model).word_embeddings)
+    table = quantized.model.get_submodule(describe(quantized.model).embedding.words)
     assert isinstance(table, QuantEmbedding)
     assert len(table.codes) == ROWS
     assert quantized.trimmed_rows == 50

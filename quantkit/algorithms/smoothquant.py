@@ -7,8 +7,12 @@ multiplied by it, so the product stays the same while the input's range narrows:
 
 On post-LayerNorm BERT alpha = 0.5, the usual default, is the worst choice measured; the
 search below takes alpha per tensor from `candidates`, by the error of the layer's output.
+
+A weight that is applied several times (ALBERT) has one s for all its calls, while each
+call's input keeps a range of its own.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -19,7 +23,7 @@ from torch import Tensor
 from quantkit.config import STRICT
 from quantkit.numerics import Grid, fake_quantize, scale_and_zero_point
 
-__all__ = ["NoSmoothing", "SmoothQuant", "Smoothed", "search", "smoothing_vector"]
+__all__ = ["NoSmoothing", "Observed", "SmoothQuant", "Smoothed", "search", "smoothing_vector"]
 
 Alpha = Annotated[float, Field(gt=0.0, lt=1.0)]
 
@@ -45,12 +49,20 @@ class SmoothQuant:
         return self.candidates if self.alpha == "auto" else (self.alpha,)
 
 
+class Observed(NamedTuple):
+    """What calibration saw of one tensor."""
+
+    rows: Tensor  # a sample of its rows [n, in]
+    low: Tensor  # smallest value of each channel over all rows [in]
+    high: Tensor  # largest value of each channel, likewise [in]
+
+
 class Smoothed(NamedTuple):
-    """What `search` chose for one tensor."""
+    """What `search` chose for one weight."""
 
     alpha: float
     vector: Tensor  # s [in], float32
-    error: float  # mean relative squared error of the output rows
+    error: float  # mean relative squared error of the output rows, over all calls
 
 
 def smoothing_vector(input_absmax: Tensor, weight_absmax: Tensor, alpha: float) -> Tensor:
@@ -64,9 +76,7 @@ def smoothing_vector(input_absmax: Tensor, weight_absmax: Tensor, alpha: float) 
 
 
 def search(
-    rows: Tensor,
-    low: Tensor,
-    high: Tensor,
+    calls: Sequence[Observed],
     weight: Tensor,
     alphas: tuple[float, ...],
     input_grid: Grid,
@@ -75,35 +85,41 @@ def search(
     """The alpha whose quantized product `rows @ weight.T` is nearest to the exact one.
 
     Args:
-        rows: a sample of input vectors [n, in].
-        low: smallest value of each channel over the whole calibration set [in].
-        high: largest value of each channel, likewise [in].
-        weight: all weights that read this input, stacked [out, in].
+        calls: the tensors that the weight is applied to; most weights have one.
+        weight: all weights that read these tensors, stacked [out, in].
         alphas: the values to try.
-        input_grid: per-tensor grid of the input, whose range is that of all channels.
+        input_grid: per-tensor grid of each input, whose range is that of all its channels.
         weight_grid: per-channel grid of the weight.
     """
-    exact = rows @ weight.T
-    # Relative to each row: a massive token would otherwise outvote all others, though the
-    # LayerNorm that follows brings every token to one scale.
-    energy = exact.square().sum(1).clamp(min=torch.finfo(exact.dtype).tiny)
-    input_absmax, weight_absmax = torch.maximum(low.abs(), high.abs()), weight.abs().amax(0)
+    exact = [call.rows @ weight.T for call in calls]
+    extremes = [torch.maximum(call.low.abs(), call.high.abs()) for call in calls]
+    input_absmax, weight_absmax = torch.stack(extremes).amax(0), weight.abs().amax(0)
     best: Smoothed | None = None
     for alpha in alphas:
         vector = smoothing_vector(input_absmax, weight_absmax, alpha)
         scaled = weight * vector
         bound = scaled.abs().amax(1, keepdim=True)
-        coarse_weight = fake_quantize(
+        coarse = fake_quantize(
             scaled, *scale_and_zero_point(-bound, bound, weight_grid), weight_grid
         )
-        extremes = (low / vector).amin(), (high / vector).amax()
-        coarse_rows = fake_quantize(
-            rows / vector, *scale_and_zero_point(*extremes, input_grid), input_grid
-        )
-        residual = (coarse_rows @ coarse_weight.T - exact).square().sum(1)
-        error = float((residual / energy).mean())
+        errors = [
+            _error(call, product, vector, coarse, input_grid)
+            for call, product in zip(calls, exact, strict=True)
+        ]
+        error = sum(errors) / len(errors)
         if best is None or error < best.error:
             best = Smoothed(alpha, vector, error)
     if best is None:
         raise ValueError("no alpha to try")
     return best
+
+
+def _error(call: Observed, exact: Tensor, vector: Tensor, coarse: Tensor, grid: Grid) -> float:
+    """Mean relative squared error of one call's product with the `coarse` weight [out, in]."""
+    extremes = (call.low / vector).amin(), (call.high / vector).amax()
+    rows = fake_quantize(call.rows / vector, *scale_and_zero_point(*extremes, grid), grid)
+    residual = (rows @ coarse.T - exact).square().sum(1)
+    # Relative to each row: a massive token would otherwise outvote all others, though the
+    # LayerNorm that follows brings every token to one scale.
+    energy = exact.square().sum(1).clamp(min=torch.finfo(exact.dtype).tiny)
+    return float((residual / energy).mean())

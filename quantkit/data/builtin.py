@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from quantkit.data import lexicon
 from quantkit.data.lexicon import Polar, Topic
-from quantkit.data.schema import TaskData, build_task
+from quantkit.data.schema import Example, TaskData, build_task
+from quantkit.heads import Head
 
 __all__ = ["LABELS", "SEED", "SIZES", "load_builtin"]
 
@@ -128,19 +129,20 @@ def load_builtin() -> TaskData:
     seen: set[str] = set()
     rows = {split: _generate(split, size, seen) for split, size in SIZES.items()}
     sources = {split: f"built-in data ({split})" for split in SIZES}
-    return build_task("builtin", LABELS, rows, sources, notes=(NOTE,))
+    head = Head("classification", LABELS)
+    return build_task("builtin", head, rows, sources, notes=(NOTE,))
 
 
-def _generate(split: str, size: int, seen: set[str]) -> list[tuple[str, str]]:
+def _generate(split: str, size: int, seen: set[str]) -> list[Example]:
     """`size` rows with texts that are not in `seen`, which takes them up."""
     writer = _Writer(SEED + list(SIZES).index(split), rare=split != "train")
-    rows: list[tuple[str, str]] = []
+    rows: list[Example] = []
     while len(rows) < size:
         label = writer.label()
         text = writer.text(label)
         if text not in seen:
             seen.add(text)
-            rows.append((text, label))
+            rows.append(Example(f"built-in data ({split}):{len(rows) + 1}", text, label))
     return rows
 
 

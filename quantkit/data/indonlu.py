@@ -1,96 +1,172 @@
-"""IndoNLU's datasets in their original files (Wilie et al., AACL-IJCNLP 2020).
+"""IndoNLU's twelve datasets in their original files (Wilie et al., AACL-IJCNLP 2020).
 
-The files come from github.com/IndoNLP/indonlu, folder `dataset/`, one folder per task.
-A further classification task of the same layout is one more `_Spec`.
+The files come from github.com/IndoNLP/indonlu, folder `dataset/`, one folder per task. The
+order of the labels is that of IndoNLU's own loader, and it is not taken from the files: BaPOS
+has a label in validation and test that train lacks.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from quantkit.data.schema import SPLITS, TaskData, build_task
+from quantkit.data.readers import find_folder, parse_list, read_csv, read_lines, read_sentences
+from quantkit.data.schema import SPLITS, Example, TaskData, build_task
 from quantkit.errors import DataError
+from quantkit.heads import Head
 
-__all__ = ["HOW_TO_GET", "load_smsa"]
+__all__ = ["HOW_TO_GET", "TASKS", "Spec", "load_indonlu"]
 
 HOW_TO_GET = "Get it from github.com/IndoNLP/indonlu, folder dataset/"
 
 
 @dataclass(frozen=True)
-class _Spec:
+class Spec:
     """Where a task's files are and what they mean."""
 
-    name: str
     folder: str
-    labels: tuple[str, ...]  # class ids in the order of IndoNLU's own loader
-    files: tuple[str, str, str] = (  # in the order of SPLITS
-        "train_preprocess.tsv",
-        "valid_preprocess.tsv",
-        "test_preprocess.tsv",
-    )
+    suffix: str
+    head: Head
+    read: Callable[[Path], Iterable[Example]]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """In the order of SPLITS."""
+        return tuple(f"{part}_preprocess{self.suffix}" for part in ("train", "valid", "test"))
 
 
-_SMSA = _Spec(
-    name="smsa",
-    folder="smsa_doc-sentiment-prosa",
-    labels=("positive", "neutral", "negative"),
-)
+def _read_smsa(file: Path) -> Iterator[Example]:
+    """Lines of text TAB label; there is no header and no quoting, so a quote is text."""
+    for at, line in read_lines(file):
+        parts = line.split("\t")
+        if len(parts) != 2:
+            raise DataError(
+                f"{file}:{at}: expected 2 columns (text TAB label), found {len(parts)}: "
+                f"{line[:60]!r}."
+            )
+        yield Example(f"{file}:{at}", parts[0], parts[1])
 
 
-def load_smsa(folder: Path) -> TaskData:
-    """Read SmSA: the sentiment of 11,000 / 1,260 / 500 Indonesian comments and reviews.
+def _read_emot(file: Path) -> Iterator[Example]:
+    for where, row in read_csv(file, ["label", "tweet"]):
+        yield Example(where, row["tweet"], row["label"])
+
+
+def _read_wrete(file: Path) -> Iterator[Example]:
+    for where, row in read_csv(file, ["sent_A", "sent_B", "label"]):
+        yield Example(where, row["sent_A"], row["label"], row["sent_B"])
+
+
+def _read_facqa(file: Path) -> Iterator[Example]:
+    columns = ["question", "passage", "seq_label"]
+    for where, row in read_csv(file, columns):
+        question, passage, labels = (parse_list(row[name], name, where) for name in columns)
+        yield Example(where, passage, labels, question)
+
+
+def _read_aspects(file: Path, text: str, aspects: tuple[str, ...]) -> Iterator[Example]:
+    for where, row in read_csv(file, [text, *aspects]):
+        yield Example(where, row[text], [row[aspect] for aspect in aspects])
+
+
+def _aspects(folder: str, text: str, labels: str, aspects: str) -> Spec:
+    head = Head("aspects", tuple(labels.split()), tuple(aspects.split()))
+    return Spec(folder, ".csv", head, partial(_read_aspects, text=text, aspects=head.aspects))
+
+
+def _sentences(folder: str, labels: str) -> Spec:
+    head = Head("words", tuple(labels.split()))
+    return Spec(folder, ".txt", head, partial(read_sentences, labels=head.labels))
+
+
+TASKS = {
+    "emot": Spec(
+        "emot_emotion-twitter",
+        ".csv",
+        Head("classification", ("sadness", "anger", "love", "fear", "happy")),
+        _read_emot,
+    ),
+    "smsa": Spec(
+        "smsa_doc-sentiment-prosa",
+        ".tsv",
+        Head("classification", ("positive", "neutral", "negative")),
+        _read_smsa,
+    ),
+    "casa": _aspects(
+        "casa_absa-prosa",
+        "sentence",
+        "negative neutral positive",
+        "fuel machine others part price service",
+    ),
+    "hoasa": _aspects(
+        "hoasa_absa-airy",
+        "review",
+        "neg neut pos neg_pos",
+        "ac air_panas bau general kebersihan linen service sunrise_meal tv wifi",
+    ),
+    "wrete": Spec(
+        "wrete_entailment-ui",
+        ".csv",
+        Head("classification", ("NotEntail", "Entail_or_Paraphrase")),
+        _read_wrete,
+    ),
+    "posp": _sentences(
+        "posp_pos-prosa",
+        "B-PPO B-KUA B-ADV B-PRN B-VBI B-PAR B-VBP B-NNP B-UNS B-VBT B-VBL B-NNO B-ADJ B-PRR "
+        "B-PRK B-CCN B-$$$ B-ADK B-ART B-CSN B-NUM B-SYM B-INT B-NEG B-PRI B-VBE",
+    ),
+    "bapos": _sentences(
+        "bapos_pos-idn",
+        "B-PR B-CD I-PR B-SYM B-JJ B-DT I-UH I-NND B-SC I-WH I-IN I-NNP I-VB B-IN B-NND I-CD "
+        "I-JJ I-X B-OD B-RP B-RB B-NNP I-RB I-Z B-CC B-NEG B-VB B-NN B-MD B-UH I-NN B-PRP I-SC "
+        "B-Z I-PRP I-OD I-SYM B-WH B-FW I-CC B-X",
+    ),
+    "terma": _sentences(
+        "terma_term-extraction-airy", "I-SENTIMENT O I-ASPECT B-SENTIMENT B-ASPECT"
+    ),
+    "keps": _sentences("keps_keyword-extraction-prosa", "O B I"),
+    "nergrit": _sentences(
+        "nergrit_ner-grit",
+        "I-PERSON B-ORGANISATION I-ORGANISATION B-PLACE I-PLACE O B-PERSON",
+    ),
+    "nerp": _sentences(
+        "nerp_ner-prosa",
+        "I-PPL B-EVT B-PLC I-IND B-IND B-FNB I-EVT B-PPL I-PLC O I-FNB",
+    ),
+    "facqa": Spec("facqa_qa-factoid-itb", ".csv", Head("words", ("O", "B", "I")), _read_facqa),
+}
+
+
+def load_indonlu(name: str, folder: Path) -> TaskData:
+    """Read one of `TASKS`.
 
     `folder` is the task's folder, the `indonlu` folder that holds it, the folder above
     `indonlu`, or a checkout of the repository.
 
     Raises:
-        DataError: a file is missing, not UTF-8, or has a line that is not text TAB label.
+        DataError: a file is missing, not UTF-8, or has a row that is not as it should be.
     """
-    return _load(_SMSA, folder)
-
-
-def _load(spec: _Spec, folder: Path) -> TaskData:
-    home = _find(spec, folder)
+    spec = TASKS[name]
+    above = (folder, folder / "indonlu", folder / "dataset")
+    places = [folder, *(place / spec.folder for place in above)]
+    home = find_folder(name, places, spec.files, f"{HOW_TO_GET}{spec.folder}")
     files = dict(zip(SPLITS, (home / file for file in spec.files), strict=True))
-    rows = {split: _read_tsv(file) for split, file in files.items()}
+    rows = {split: list(spec.read(file)) for split, file in files.items()}
+    notes: tuple[str, ...] = ()
+    if name == "terma":
+        rows["train"], notes = _without_validation(rows["train"], rows["validation"])
     sources = {split: str(file) for split, file in files.items()}
-    return build_task(spec.name, spec.labels, rows, sources)
+    return build_task(name, spec.head, rows, sources, notes)
 
 
-def _find(spec: _Spec, folder: Path) -> Path:
-    """The first of the possible places that holds any of the task's files."""
-    places = (
-        folder,
-        folder / spec.folder,
-        folder / "indonlu" / spec.folder,
-        folder / "dataset" / spec.folder,
+def _without_validation(
+    train: list[Example], validation: list[Example]
+) -> tuple[list[Example], tuple[str, ...]]:
+    """TermA's train split holds all of its validation sentences, with their labels."""
+    seen = {tuple(row.first) for row in validation}
+    kept = [row for row in train if tuple(row.first) not in seen]
+    note = (
+        f"TermA: {len(train) - len(kept)} sentences of train that are in validation too were "
+        f"left out of train."
     )
-    for place in places:
-        if any((place / file).is_file() for file in spec.files):
-            return place
-    looked = "".join(f"\n  {place}" for place in places)
-    raise DataError(
-        f"{spec.name}: no {spec.files[0]} was found. Looked in:{looked}\n"
-        f"{HOW_TO_GET}{spec.folder}, and pass its folder with --data FOLDER."
-    )
-
-
-def _read_tsv(file: Path) -> list[tuple[str, str]]:
-    """The (text, label) rows; there is no header and no quoting, so a quote is text."""
-    try:
-        content = file.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file. {HOW_TO_GET}{file.parent.name}.") from None
-    except UnicodeDecodeError as problem:
-        raise DataError(f"{file} is not UTF-8 ({problem}). Get the original file.") from None
-    # Not splitlines(): it also breaks at characters that may stand inside a text (U+2028).
-    lines = content.removesuffix("\n").split("\n") if content else []
-    return [_columns(line.removesuffix("\r"), file, at) for at, line in enumerate(lines, start=1)]
-
-
-def _columns(line: str, file: Path, at: int) -> tuple[str, str]:
-    parts = line.split("\t")
-    if len(parts) != 2:
-        raise DataError(
-            f"{file}:{at}: expected 2 columns (text TAB label), found {len(parts)}: {line[:60]!r}."
-        )
-    return parts[0], parts[1]
+    return kept, (note,)

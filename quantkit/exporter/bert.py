@@ -1,19 +1,16 @@
 """The BERT family as a graph: the closed form that every target's emitter fills in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 from transformers import PreTrainedModel
 
-from quantkit.checkpoint import label_names
-from quantkit.encoder import EncoderPlan, LayerPlan, describe
+from quantkit.encoder import EmbeddingPlan, EncoderPlan, LayerPlan, describe, unroll
 from quantkit.exporter.cpu import CpuEmitter
 from quantkit.exporter.graph import GraphWriter
 
-__all__ = ["INPUTS", "attention_name", "build"]
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+__all__ = ["attention_name", "build"]
 
 
 def attention_name(layer: LayerPlan) -> str:
@@ -22,39 +19,60 @@ def attention_name(layer: LayerPlan) -> str:
 
 
 def build(model: PreTrainedModel, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """The ONNX model of a classifier, float or quantized, with dynamic batch and length."""
+    """The ONNX model of a plan, float or quantized, with dynamic batch and length.
+
+    Its inputs are the plan's arguments, int64 [batch, length], and its output the plan's:
+    `logits` [batch, labels], of words [batch, length, labels], or `last_hidden_state`
+    [batch, length, hidden].
+    """
+    model = unroll(model)
     plan, graph = describe(model), GraphWriter()
     emitter = CpuEmitter(graph, model)
     hidden = _embeddings(plan, graph, emitter)
     mask = graph.add("Cast", "attention_mask", to=onnx.TensorProto.INT32)
     for layer in plan.layers:
         hidden = _layer(layer, plan.heads, emitter, hidden, mask)
-    first = graph.add("Gather", hidden, graph.constant("first", np.array(0)), axis=1)
-    pooled = graph.add("Tanh", emitter.linear(plan.pooler, first))
-    logits = emitter.linear(plan.classifier, pooled)
-    graph.add("Identity", logits, name="logits")
+    graph.add("Identity", _head(plan, graph, emitter, hidden), name=plan.output)
     return graph.finish(
-        dict.fromkeys(INPUTS, ("batch", "length")),
-        "logits",
-        ("batch", len(label_names(model))),
+        dict.fromkeys(plan.arguments, ("batch", "length")),
+        plan.output,
+        _output_shape(model, plan),
         metadata,
     )
 
 
+def _output_shape(model: PreTrainedModel, plan: EncoderPlan) -> Sequence[str | int]:
+    if plan.head.kind == "features":
+        return ("batch", "length", int(model.config.hidden_size))
+    labels = len(model.config.id2label or ())
+    return ("batch", labels) if plan.head.kind == "sequence" else ("batch", "length", labels)
+
+
 def _embeddings(plan: EncoderPlan, graph: GraphWriter, emitter: CpuEmitter) -> str:
-    length = graph.add("Shape", "input_ids", start=1, end=2)
-    scalar = graph.add("Squeeze", length)
-    positions = graph.add(
-        "Range",
-        graph.constant("zero", np.array(0)),
-        scalar,
-        graph.constant("one", np.array(1)),
-    )
-    words = emitter.embed(plan.word_embeddings, "input_ids")
-    types = emitter.embed(plan.token_type_embeddings, "token_type_ids")
-    places = emitter.embed(plan.position_embeddings, positions)
+    embedding = plan.embedding
+    total = emitter.embed(embedding.words, "input_ids")
+    if embedding.types is not None:
+        # A table of one row is no choice, and so no input: its row is added to every token.
+        only = graph.constant("zero", np.array(0))
+        ids = "token_type_ids" if "token_type_ids" in plan.arguments else only
+        total = graph.add("Add", total, emitter.embed(embedding.types, ids))
+    places = emitter.embed(embedding.positions, _positions(embedding, graph))
     # The same order of additions as transformers', so that the sums round alike.
-    return emitter.norm(plan.embedding_norm, graph.add("Add", words, types), places)
+    normed = emitter.norm(embedding.norm, total, places)
+    return normed if embedding.projection is None else emitter.linear(embedding.projection, normed)
+
+
+def _positions(embedding: EmbeddingPlan, graph: GraphWriter) -> str:
+    """Row numbers of the position table: [length], or [batch, length] where padding counts."""
+    zero, one = graph.constant("zero", np.array(0)), graph.constant("one", np.array(1))
+    if embedding.padding is None:
+        length = graph.add("Shape", "input_ids", start=1, end=2)
+        return graph.add("Range", zero, graph.add("Squeeze", length), one)
+    padding = graph.constant("padding", np.array(embedding.padding))
+    word = graph.add("Not", graph.add("Equal", "input_ids", padding))
+    counts = graph.add("Cast", word, to=onnx.TensorProto.INT64)
+    places = graph.add("Mul", graph.add("CumSum", counts, one), counts)
+    return graph.add("Add", places, padding)
 
 
 def _layer(layer: LayerPlan, heads: int, emitter: CpuEmitter, hidden: str, mask: str) -> str:
@@ -65,3 +83,12 @@ def _layer(layer: LayerPlan, heads: int, emitter: CpuEmitter, hidden: str, mask:
     hidden = emitter.norm(layer.attention_norm, projected, hidden)
     inner = emitter.activation(layer.activation, emitter.linear(layer.intermediate, hidden))
     return emitter.norm(layer.output_norm, emitter.linear(layer.output, inner), hidden)
+
+
+def _head(plan: EncoderPlan, graph: GraphWriter, emitter: CpuEmitter, hidden: str) -> str:
+    head = plan.head
+    if head.kind == "sequence":
+        hidden = graph.add("Gather", hidden, graph.constant("zero", np.array(0)), axis=1)
+    if head.dense is not None and head.function is not None:
+        hidden = emitter.function(head.function, emitter.linear(head.dense, hidden))
+    return hidden if head.classifier is None else emitter.linear(head.classifier, hidden)

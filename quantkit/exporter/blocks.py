@@ -20,6 +20,8 @@ from quantkit.modules import QuantLinear
 
 __all__ = ["BlockErrors", "block_taps", "check_blocks", "check_stored"]
 
+_FUNCTIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": torch.nn.functional.gelu}
+
 
 @dataclass
 class BlockErrors:
@@ -48,7 +50,7 @@ class BlockErrors:
 
 def block_taps(plan: EncoderPlan, model: PreTrainedModel) -> dict[str, int]:
     """The inner values that the tests read, with their element types."""
-    floats = [plan.embedding_norm]
+    floats = [plan.embedding.norm]
     for layer in plan.layers:
         floats += [layer.attention_norm, layer.output_norm, attention_name(layer)]
     shared_inputs = list(plan.inputs())
@@ -70,15 +72,36 @@ def check_blocks(
     errors: BlockErrors,
 ) -> None:
     """Hold every tapped value of one batch against what the model makes of its inputs."""
-    errors.floats(values[plan.embedding_norm], _embedded(model, plan, arrays))
-    hidden = values[plan.embedding_norm]
+    hidden = values[plan.embedding.norm]
+    errors.floats(hidden, _embedded(model, plan, arrays))
+    if (projection := plan.embedding.projection) is not None:
+        _check_linear(model, projection, torch.from_numpy(hidden), values, errors)
+        hidden = values[product_name(projection)]
     mask = torch.from_numpy(arrays["attention_mask"]).bool()
     for layer in plan.layers:
         hidden = _check_layer(model, plan, layer, hidden, mask, values, errors)
-    _check_linear(model, plan.pooler, torch.from_numpy(hidden[:, 0]), values, errors)
-    pooled = torch.from_numpy(values[product_name(plan.pooler)]).tanh()
-    _check_linear(model, plan.classifier, pooled, values, errors)
-    errors.floats(values["logits"], torch.from_numpy(values[product_name(plan.classifier)]))
+    _check_head(model, plan, torch.from_numpy(hidden), values, errors)
+
+
+def _check_head(
+    model: PreTrainedModel,
+    plan: EncoderPlan,
+    hidden: Tensor,
+    values: dict[str, np.ndarray],
+    errors: BlockErrors,
+) -> None:
+    """What stands on the last layer, and the file's output."""
+    head = plan.head
+    if head.kind == "sequence":
+        hidden = hidden[:, 0]
+    if head.dense is not None and head.function is not None:
+        _check_linear(model, head.dense, hidden, values, errors)
+        product = torch.from_numpy(values[product_name(head.dense)])
+        hidden = _FUNCTIONS[head.function](product)
+    if head.classifier is not None:
+        _check_linear(model, head.classifier, hidden, values, errors)
+        hidden = torch.from_numpy(values[product_name(head.classifier)])
+    errors.floats(values[plan.output], hidden)
 
 
 def _check_layer(
@@ -142,22 +165,24 @@ def check_stored(
     and the input's scale and zero point, every number of them.
     """
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    operators = {node.output[0]: node for node in proto.graph.node}
     for layer in plan.layers:
         if not _fused(model, layer):
             continue
-        name = layer.query_key_value.linears[0]
         modules = _integer_modules(model, layer.query_key_value)
         weight, scale, bias = merged_integers(modules)
         quantizer = modules[0].input_quantizer
-        expected = {
-            "codes": weight,
-            "scale": scale,
-            "bias": bias,
-            "input.scale": quantizer.scale.numpy(),
-            "input.zero_point": quantizer.zero_point.numpy(),
+        expected = {  # by QAttention's input
+            1: weight,
+            2: bias,
+            3: quantizer.scale.numpy(),
+            4: scale,
+            6: quantizer.zero_point.numpy(),
         }
-        for part, values in expected.items():
-            found = numpy_helper.to_array(stored[f"{name}.{part}"])
+        # What the operator reads: layers may share their initializers.
+        reads = operators[attention_name(layer)].input
+        for place, values in expected.items():
+            found = numpy_helper.to_array(stored[reads[place]])
             errors.products += found.size
             errors.inexact_products += int((found != values).sum())
 
@@ -208,12 +233,10 @@ def _attention(merged: Tensor, mask: Tensor, heads: int) -> Tensor:
 
 
 def _embedded(model: PreTrainedModel, plan: EncoderPlan, arrays: dict[str, np.ndarray]) -> Tensor:
-    """The embedding block of the model itself."""
-    module = model.get_submodule(plan.embedding_norm.rpartition(".")[0])
-    result: Tensor = module(
-        input_ids=torch.from_numpy(arrays["input_ids"]),
-        token_type_ids=torch.from_numpy(arrays["token_type_ids"]),
-    )
+    """The embedding block of the model itself, before a projection."""
+    module = model.get_submodule(plan.embedding.norm.rpartition(".")[0])
+    names = [name for name in plan.arguments if name != "attention_mask"]
+    result: Tensor = module(**{name: torch.from_numpy(arrays[name]) for name in names})
     return result
 
 

@@ -3,10 +3,12 @@
 Emitted directly rather than as QuantizeLinear/DequantizeLinear pairs that a runtime has to
 recognise: a static QDQ graph of the same model ran its products in float, three times
 slower than a float file. The five functions are what a target consists of.
+
+Tensors that modules share are stored once: the first module that needs them names them.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -48,17 +50,18 @@ class CpuEmitter:
     def __init__(self, graph: GraphWriter, model: nn.Module) -> None:
         self._graph = graph
         self._model = model
+        self._stored: dict[tuple[object, ...], str] = {}
 
     def embed(self, name: str, ids: str) -> str:
         """Rows `ids` [...] of the embedding table `name` as float32 [..., dim]."""
         graph, table = self._graph, self._model.get_submodule(name)
         if isinstance(table, QuantEmbedding):
-            codes = graph.add("Gather", graph.constant(f"{name}.codes", _array(table.codes)), ids)
-            scale = graph.add("Gather", graph.constant(f"{name}.scale", _array(table.scale)), ids)
+            codes = graph.add("Gather", self._tensor(f"{name}.codes", table.codes), ids)
+            scale = graph.add("Gather", self._tensor(f"{name}.scale", table.scale), ids)
             return graph.add("Mul", graph.add("Cast", codes, to=1), scale)
-        return graph.add(
-            "Gather", graph.constant(f"{name}.weight", _array(_parameter(table, "weight"))), ids
-        )
+        if not isinstance(table, nn.Embedding):
+            raise CheckpointError(f"{name} is a {type(table).__name__}, not an Embedding.")
+        return graph.add("Gather", self._tensor(f"{name}.weight", table.weight), ids)
 
     def linear(self, shared: SharedInput, x: str) -> str:
         """All Linears that read `x` as one product, their outputs side by side."""
@@ -75,14 +78,12 @@ class CpuEmitter:
 
     def _float_linear(self, shared: SharedInput, modules: list[nn.Linear], x: str) -> str:
         graph, name = self._graph, shared.linears[0]
-        weight = np.concatenate([_array(module.weight) for module in modules]).T
-        product = graph.add("MatMul", x, graph.constant(f"{name}.weight", weight))
-        bias = _merged_bias([module.bias for module in modules])
-        if bias is None:
-            return product
-        return graph.add(
-            "Add", product, graph.constant(f"{name}.bias", bias), name=product_name(shared)
-        )
+        weights = [module.weight for module in modules]
+        weight = self._once(f"{name}.weight", weights, np.concatenate([*map(_array, weights)]).T)
+        bias = self._bias(name, modules)
+        if not bias:
+            return graph.add("MatMul", x, weight, name=product_name(shared))
+        return graph.add("Add", graph.add("MatMul", x, weight), bias, name=product_name(shared))
 
     def _integer_linear(self, shared: SharedInput, modules: list[QuantLinear], x: str) -> str:
         operands = self._operands(shared, modules, x)
@@ -105,15 +106,15 @@ class CpuEmitter:
         scale = graph.constant(f"{name}.input.scale", _array(quantizer.scale))
         zero_point = graph.constant(f"{name}.input.zero_point", _array(quantizer.zero_point))
         if (multiplier := quantizer.multiplier) is not None:
-            x = graph.add("Mul", x, graph.constant(f"{name}.input.multiplier", _array(multiplier)))
-        weight, weight_scale, bias = merged_integers(modules)
+            x = graph.add("Mul", x, self._tensor(f"{name}.input.multiplier", multiplier))
+        weight, weight_scale, _ = merged_integers(modules)
         return _Operands(
             graph.add("QuantizeLinear", x, scale, zero_point, name=codes_name(shared)),
-            graph.constant(f"{name}.codes", weight),
+            self._once(f"{name}.codes", [module.codes for module in modules], weight),
             scale,
-            graph.constant(f"{name}.scale", weight_scale),
+            self._once(f"{name}.scale", [module.scale for module in modules], weight_scale),
             zero_point,
-            "" if bias is None else graph.constant(f"{name}.bias", bias),
+            self._bias(name, modules),
         )
 
     def self_attention(self, shared: SharedInput, x: str, mask: str, heads: int, name: str) -> str:
@@ -158,8 +159,8 @@ class CpuEmitter:
         return graph.add(
             "LayerNormalization",
             x,
-            graph.constant(f"{name}.weight", _array(module.weight)),
-            graph.constant(f"{name}.bias", _array(module.bias)),
+            self._tensor(f"{name}.weight", module.weight),
+            self._tensor(f"{name}.bias", module.bias),
             name=name,
             axis=-1,
             epsilon=module.eps,
@@ -176,6 +177,28 @@ class CpuEmitter:
             f"{name} is a {kind}; the cpu target writes GELU (exact and tanh), ReLU, Tanh and "
             f"Sigmoid. Check `hidden_act` in the checkpoint's config.json."
         )
+
+    def function(self, name: Literal["tanh", "relu", "gelu"], x: str) -> str:
+        """A function that a head applies without a module for it."""
+        return self._graph.add({"tanh": "Tanh", "relu": "Relu", "gelu": "Gelu"}[name], x)
+
+    def _tensor(self, name: str, tensor: Tensor) -> str:
+        """An initializer with the values of one of the model's tensors."""
+        return self._once(name, [tensor], _array(tensor))
+
+    def _bias(self, name: str, modules: Sequence[nn.Linear] | Sequence[QuantLinear]) -> str:
+        """An initializer with the biases of Linears side by side; "" without any."""
+        merged = _merged_bias(modules)
+        present = [module.bias for module in modules if module.bias is not None]
+        return "" if merged is None else self._once(f"{name}.bias", present, merged)
+
+    def _once(self, name: str, tensors: Sequence[Tensor], values: np.ndarray) -> str:
+        """An initializer of `values`, which are made of the model's `tensors` and nothing else."""
+        memory = tuple((tensor.data_ptr(), tensor.shape) for tensor in tensors)
+        key = (name.rpartition(".")[2], values.shape, *memory)
+        if key not in self._stored:
+            self._stored[key] = self._graph.constant(name, values)
+        return self._stored[key]
 
 
 # The classes that transformers makes of `hidden_act`, and ONNX's name for their formula.
@@ -194,13 +217,6 @@ def _array(tensor: Tensor | nn.Parameter) -> np.ndarray:
     return values
 
 
-def _parameter(module: nn.Module, name: str) -> Tensor:
-    value = getattr(module, name)
-    if not isinstance(value, Tensor):
-        raise CheckpointError(f"{type(module).__name__}.{name} is not a tensor.")
-    return value.float()
-
-
 def merged_integers(
     modules: Sequence[QuantLinear],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -208,10 +224,19 @@ def merged_integers(
     return (
         np.concatenate([_array(module.codes) for module in modules]).T,
         np.concatenate([_array(module.scale) for module in modules])[:, 0],
-        _merged_bias([module.bias for module in modules]),
+        _merged_bias(modules),
     )
 
 
-def _merged_bias(biases: list[Tensor | None]) -> np.ndarray | None:
-    present = [_array(bias) for bias in biases if bias is not None]
-    return np.concatenate(present) if len(present) == len(biases) else None
+def _merged_bias(modules: Sequence[nn.Linear] | Sequence[QuantLinear]) -> np.ndarray | None:
+    """Biases side by side, zeros for a Linear without one; None if none has one."""
+    if all(module.bias is None for module in modules):
+        return None
+    return np.concatenate([_bias(module) for module in modules])
+
+
+def _bias(module: nn.Linear | QuantLinear) -> np.ndarray:
+    if module.bias is not None:
+        return _array(module.bias)
+    outputs = len(module.weight if isinstance(module, nn.Linear) else module.codes)
+    return np.zeros(outputs, np.float32)

@@ -1,5 +1,6 @@
 """Writing an exported folder: build the graph, run the gate, and only then keep the file."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit import __version__
-from quantkit.checkpoint import label_names, length_limit, reachable_rows
+from quantkit.checkpoint import length_limit, reachable_rows
 from quantkit.data.builtin import load_builtin
-from quantkit.encoder import describe
+from quantkit.encoder import describe, head_of, rolled_config
 from quantkit.errors import CheckpointError
-from quantkit.exporter.bert import INPUTS, build
-from quantkit.exporter.gate import Arrays, ParityResult, check_parity, gate_batches
+from quantkit.exporter.batches import Arrays, gate_batches, sentence_batches
+from quantkit.exporter.bert import build
+from quantkit.exporter.gate import ParityResult, check_parity
 from quantkit.files import new_file, write_json
 from quantkit.modules import QuantEmbedding, QuantLinear
 from quantkit.recipe import Recipe, recipe_hash
@@ -67,25 +69,14 @@ def export(
     model.train(False)
     _check_dtype(model)
     limit = length_limit(model, tokenizer, max_length)
-    labels = label_names(model)
-    metadata = {
-        "quantkit.target": target,
-        "quantkit.labels": "\n".join(labels),
-        "quantkit.max_length": str(limit),
-        "quantkit.version": __version__,
-        "quantkit.recipe_hash": "" if recipe is None else recipe_hash(recipe),
-        "quantkit.least_onnxruntime": LEAST_ONNXRUNTIME,
-    }
-    proto = build(model, metadata)
-    sentences = _encode([*_builtin_sentences(), *texts], tokenizer, limit)
-    rows = min(_word_rows(model), reachable_rows(tokenizer))
-    parity = check_parity(model, proto, gate_batches(rows, limit, sentences=sentences))
+    proto = build(model, _metadata(model, target, limit, recipe))
+    parity = check_parity(model, proto, _gate_batches(model, tokenizer, limit, texts))
     quantized = any(isinstance(module, QuantLinear) for module in model.modules())
     path = folder / "onnx" / ("model_quantized.onnx" if quantized else "model.onnx")
     with new_file(path) as partial:
         onnx.save_model(proto, partial)
     if not (folder / "config.json").is_file():
-        write_json(folder / "config.json", model.config.to_dict())
+        write_json(folder / "config.json", rolled_config(model))
     if not (folder / "tokenizer.json").is_file():
         tokenizer.save_pretrained(folder)
     return Exported(path, parity)
@@ -100,29 +91,35 @@ def _check_dtype(model: PreTrainedModel) -> None:
             )
 
 
-def _builtin_sentences() -> list[str]:
-    return list(load_builtin().splits["test"]["text"][:GATE_SENTENCES])
+def _metadata(
+    model: PreTrainedModel, target: str, limit: int, recipe: Recipe | None
+) -> dict[str, str]:
+    """What a session has to know, and where the file comes from."""
+    head = head_of(model)
+    return {
+        "quantkit.target": target,
+        "quantkit.head": json.dumps(head.to_json()),
+        "quantkit.labels": "\n".join(head.labels),
+        "quantkit.max_length": str(limit),
+        "quantkit.pad_token_id": str(describe(model).pad_token_id),
+        "quantkit.version": __version__,
+        "quantkit.recipe_hash": "" if recipe is None else recipe_hash(recipe),
+        "quantkit.least_onnxruntime": LEAST_ONNXRUNTIME,
+    }
 
 
-def _encode(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+def _gate_batches(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: int, texts: Sequence[str]
 ) -> list[Arrays]:
-    """Padded batches of 16 texts as int64 arrays."""
-    batches = []
-    for start in range(0, len(texts), 16):
-        encoded = tokenizer(
-            list(texts[start : start + 16]),
-            truncation=True,
-            max_length=max_length,
-            padding=True,
-            return_token_type_ids=True,
-            return_tensors="np",
-        )
-        batches.append({name: encoded[name].astype("int64") for name in INPUTS})
-    return batches
+    """Random ids that the tokenizer can produce, the built-in sentences, and `texts`."""
+    pad = describe(model).pad_token_id
+    builtin = load_builtin().splits["test"]["text"][:GATE_SENTENCES]
+    sentences = sentence_batches([*builtin, *texts], tokenizer, limit, pad_token_id=pad)
+    rows = min(_word_rows(model), reachable_rows(tokenizer))
+    return gate_batches(rows, limit, pad_token_id=pad, sentences=sentences)
 
 
 def _word_rows(model: PreTrainedModel) -> int:
-    table: Any = model.get_submodule(describe(model).word_embeddings)
+    table: Any = model.get_submodule(describe(model).embedding.words)
     rows = table.codes if isinstance(table, QuantEmbedding) else table.weight
     return int(rows.shape[0])

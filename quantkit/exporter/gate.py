@@ -11,7 +11,8 @@ files or fail sound ones, so there are three tests, each with graph optimisation
     most 1 in at most 0.1 % of places;
 (c) end to end: label disagreements and the 99th percentile of |delta logit| at most twice
     those of the same torch model in float32 against float64, one row set aside; a float
-    file must give every label.
+    file must give every label. Of words every token is a row, of features each text's mean
+    over its tokens, which has no label.
 
 The batches are seeded token ids over the vocabulary at 3 x 3 sizes, full and padded, and
 the built-in sentences. Texts of the caller's are used only if passed, and never stored.
@@ -28,15 +29,16 @@ import torch
 from onnx import helper
 from transformers import PreTrainedModel
 
-from quantkit.encoder import describe
+from quantkit.encoder import EncoderPlan, describe, head_of, unroll
 from quantkit.errors import ParityError
+from quantkit.exporter.answers import Difference, answer_rows, difference
+from quantkit.exporter.batches import Arrays
 from quantkit.exporter.blocks import BlockErrors, block_taps, check_blocks, check_stored
+from quantkit.heads import Head
 from quantkit.modules import QuantLinear
 from quantkit.runtime import import_onnxruntime, session_options
 
-__all__ = ["Arrays", "ParityResult", "check_parity", "gate_batches"]
-
-Arrays = dict[str, np.ndarray]
+__all__ = ["Arrays", "ParityResult", "check_parity"]
 
 RELATIVE_ERROR = 1e-5
 CODE_DISTANCE = 1
@@ -54,7 +56,7 @@ class ParityResult:
     relative_error: float
     code_distance: int
     code_share: float
-    rows: int  # texts compared in test (c), per optimisation level
+    rows: int  # texts, or tokens of words, compared in test (c), per optimisation level
     disagreements: int
     disagreements_allowed: int
     logit_difference: float  # 99th percentile over rows of the largest |delta logit|
@@ -103,41 +105,41 @@ def check_parity(
     Args:
         model: float or quantized, in eval mode and float32.
         proto: the exported model.
-        batches: int64 arrays [batch, length] by input name; see `gate_batches`.
+        batches: int64 arrays [batch, length] by input name; see `gate_batches`. Names that
+            the model does not take are left out.
         threads: of each session; default: what the CPU quota gives.
 
     Raises:
         ParityError: a test failed; the message says which and by how much.
     """
-    plan = describe(model)
-    single, double = _torch_logits(model, batches), _torch_logits(_double(model), batches)
-    yardstick = _differences(single, double)
-    blocks = BlockErrors()
-    check_stored(model, plan, proto, blocks)
-    worst = (0, 0.0)
+    model = unroll(model)
+    reader = _Reader(describe(model), head_of(model))
+    single, double = reader.torch_rows(model, batches), reader.torch_rows(_double(model), batches)
+    rounding = LOGIT_FLOOR * max(float(np.abs(rows).max()) for rows in single)
+    yardstick = difference(reader.head, single, double, rounding)
+    blocks, worst = BlockErrors(), Difference(0, 0.0)
+    check_stored(model, reader.plan, proto, blocks)
+    taps = _with_taps(proto, block_taps(reader.plan, model))
     for optimized in (False, True):
-        plain = _session(proto, optimized, threads)
-        tapped = _session(_with_taps(proto, block_taps(plan, model)), optimized, threads)
+        tapped = _session(taps, optimized, threads)
         for arrays in batches:
-            values = _run(tapped, arrays)
-            check_blocks(model, plan, arrays, values, blocks)
-        answers = [_run(plain, arrays)["logits"] for arrays in batches]
-        worst = _worse(worst, _differences(answers, single))
-        alone, padded = _alone(plain, batches, answers)
-        worst = _worse(worst, _differences(alone, padded))
+            feeds = reader.feeds(arrays)
+            check_blocks(model, reader.plan, feeds, _run(tapped, feeds), blocks)
+        plain = _session(proto, optimized, threads)
+        outputs = [reader.output(plain, arrays) for arrays in batches]
+        rows = list(map(reader.rows, outputs, batches))
+        worst = worst.worse(difference(reader.head, rows, single, rounding))
+        alone, padded = reader.alone(plain, batches, outputs)
+        worst = worst.worse(difference(reader.head, alone, padded, rounding))
     quantized = any(isinstance(module, QuantLinear) for module in model.modules())
-    floor = LOGIT_FLOOR * max(float(np.abs(logits).max()) for logits in single)
+    explained = 2 * yardstick.disagreements + 1 if quantized and reader.head.labels else 0
     result = ParityResult(
-        products=blocks.products,
-        inexact_products=blocks.inexact_products,
-        relative_error=blocks.relative_error,
-        code_distance=blocks.code_distance,
-        code_share=blocks.code_share,
-        rows=sum(len(logits) for logits in single),
-        disagreements=worst[0],
-        disagreements_allowed=2 * yardstick[0] + 1 if quantized else 0,
-        logit_difference=worst[1],
-        logit_difference_allowed=max(2.0 * yardstick[1], floor),
+        **asdict(blocks),
+        rows=sum(len(rows) for rows in single),
+        disagreements=worst.disagreements,
+        disagreements_allowed=explained,
+        logit_difference=worst.size,
+        logit_difference_allowed=max(2.0 * yardstick.size, rounding),
     )
     if problems := result.problems():
         raise ParityError(
@@ -149,43 +151,54 @@ def check_parity(
     return result
 
 
-def gate_batches(
-    rows: int, max_length: int, *, sentences: Sequence[Arrays] = (), seed: int = 0
-) -> list[Arrays]:
-    """Seeded token ids below `rows`: batches 1, 3, 8 x three lengths, full and padded.
+@dataclass(frozen=True)
+class _Reader:
+    """What one model answers, by torch and by a file, as rows that can be compared."""
 
-    `sentences` are appended as they are. The longest batches have `max_length` tokens, at
-    most 128.
-    """
-    generator = np.random.default_rng(seed)
-    longest = min(max_length, 128)
-    lengths = sorted({min(8, longest), max(8, longest // 4), longest})
-    batches = []
-    for batch in (1, 3, 8):
-        for length in lengths:
-            for padded in (False, True):
-                ids = generator.integers(0, rows, (batch, length))
-                counts = generator.integers(2, length + 1, batch) if padded else [length] * batch
-                mask = (np.arange(length)[None, :] < np.asarray(counts)[:, None]).astype(np.int64)
-                types = (np.arange(length)[None, :] > length // 2) * mask
-                batches.append(
-                    {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": types}
-                )
-    return [*batches, *sentences]
+    plan: EncoderPlan
+    head: Head
+
+    def feeds(self, arrays: Arrays) -> Arrays:
+        """The arrays that the model takes."""
+        return {name: arrays[name] for name in self.plan.arguments}
+
+    def output(self, session: Any, arrays: Arrays) -> np.ndarray:  # noqa: ANN401
+        """The file's output for one batch."""
+        return _run(session, self.feeds(arrays))[self.plan.output]
+
+    def rows(self, output: np.ndarray, arrays: Arrays) -> np.ndarray:
+        """The rows of one batch's output."""
+        return answer_rows(self.head, output, arrays["attention_mask"])
+
+    @torch.inference_mode()
+    def torch_rows(self, model: PreTrainedModel, batches: Sequence[Arrays]) -> list[np.ndarray]:
+        """Rows of every batch, in float64."""
+        rows = []
+        for arrays in batches:
+            feeds = {name: torch.from_numpy(values) for name, values in self.feeds(arrays).items()}
+            output = model(**feeds, return_dict=True)[self.plan.output]
+            rows.append(self.rows(output.double().numpy(), arrays))
+        return rows
+
+    def alone(
+        self,
+        session: Any,  # noqa: ANN401
+        batches: Sequence[Arrays],
+        outputs: Sequence[np.ndarray],
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Rows of padded texts run alone and without padding, beside those within their batch."""
+        alone, together = [], []
+        for arrays, output in zip(batches, outputs, strict=True):
+            for text, count in _padded_texts(arrays["attention_mask"]):
+                padded = {name: values[text, None] for name, values in arrays.items()}
+                single = {name: values[:, :count] for name, values in padded.items()}
+                alone.append(self.rows(self.output(session, single), single))
+                together.append(self.rows(output[text, None], padded))
+        return alone, together
 
 
 def _double(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model).double()
-
-
-def _torch_logits(model: PreTrainedModel, batches: Sequence[Arrays]) -> list[np.ndarray]:
-    with torch.inference_mode():
-        return [
-            model(**{name: torch.from_numpy(values) for name, values in arrays.items()})
-            .logits.double()
-            .numpy()
-            for arrays in batches
-        ]
 
 
 def _session(proto: onnx.ModelProto, optimized: bool, threads: int | None) -> Any:  # noqa: ANN401
@@ -217,37 +230,6 @@ def _with_taps(proto: onnx.ModelProto, taps: dict[str, int]) -> onnx.ModelProto:
     return tapped
 
 
-def _differences(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> tuple[int, float]:
-    """Label disagreements, and the 99th percentile of a row's largest difference.
-
-    The worst row is set aside: with two rows of rounding flips in a hundred, which of two
-    equally sound computations meets them is chance.
-    """
-    first, second = np.concatenate(a), np.concatenate(b)
-    rows = np.sort(np.abs(first - second).max(axis=1))
-    disagreements = int((first.argmax(1) != second.argmax(1)).sum())
-    return disagreements, float(np.quantile(rows[:-1], 0.99)) if len(rows) > 1 else 0.0
-
-
-def _worse(a: tuple[int, float], b: tuple[int, float]) -> tuple[int, float]:
-    return max(a[0], b[0]), max(a[1], b[1])
-
-
-def _alone(
-    session: Any,  # noqa: ANN401
-    batches: Sequence[Arrays],
-    answers: Sequence[np.ndarray],
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Answers of padded rows run alone and without padding, beside those within their batch."""
-    alone, together = [], []
-    for arrays, logits in zip(batches, answers, strict=True):
-        for row, count in _padded_rows(arrays["attention_mask"]):
-            single = {name: values[row : row + 1, :count] for name, values in arrays.items()}
-            alone.append(_run(session, single)["logits"])
-            together.append(logits[row : row + 1])
-    return alone, together
-
-
-def _padded_rows(mask: np.ndarray) -> Iterator[tuple[int, int]]:
+def _padded_texts(mask: np.ndarray) -> Iterator[tuple[int, int]]:
     counts = mask.sum(axis=1)
-    yield from ((row, int(n)) for row, n in enumerate(counts) if n < mask.shape[1])
+    yield from ((text, int(n)) for text, n in enumerate(counts) if n < mask.shape[1])

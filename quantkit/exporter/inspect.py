@@ -47,8 +47,13 @@ def bytes_by_component(path: Path) -> Components:
     return Components(sizes["embeddings"], sizes["encoder"], sizes["head"], overhead)
 
 
+# Linears that bring narrow embeddings to the encoder's width, of ALBERT and ELECTRA.
+_PROJECTIONS = ("embedding_hidden_mapping_in", "embeddings_project")
+
+
 def _component(name: str) -> str:
-    if ".embeddings." in name:
+    parts = name.split(".")
+    if "embeddings" in parts or any(part in _PROJECTIONS for part in parts):
         return "embeddings"
     if name.startswith("classifier"):
         return "head"

@@ -1,0 +1,114 @@
+"""Commands that ask models: predict and eval."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from quantkit.cli.app import app
+from quantkit.cli.options import RUNS, Data, Runs, newest_quantized, say, say_next
+from quantkit.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from quantkit.runtime import Session
+
+__all__ = ["evaluate", "predict"]
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path | None, typer.Argument(help="An exported folder.")] = None,
+    task: Annotated[str, typer.Option(help="Default: the run's task.")] = "",
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    runs: Runs = RUNS,
+) -> None:
+    """Score an exported model on a task's rows."""
+    from quantkit.evaluation import evaluate_folder
+
+    folder = model or newest_quantized(runs)
+    found = evaluate_folder(folder, task, data, split)
+    for note in found.notes:
+        say(f"Note: {note}")
+    for key, value in found.scores.items():
+        say(f"{key:>24}  {100 * value:6.2f} %")
+    for each in found.classes:
+        say(
+            f"{each.name:>24}  precision {100 * each.precision:6.2f} %  recall "
+            f"{100 * each.recall:6.2f} %  F1 {100 * each.f1:6.2f} %  of {each.support}"
+        )
+    say_next(f"quantkit bench {folder.parent.name}")
+
+
+@app.command()
+def predict(
+    texts: Annotated[list[str] | None, typer.Argument(help="One or more texts.")] = None,
+    file: Annotated[
+        str,
+        typer.Option(help="Lines of text, or of JSON with text, text_pair, tokens; - is stdin."),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    model: Annotated[Path | None, typer.Option(help="An exported folder.")] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Answer texts with an exported model; needs no torch. Files give JSON lines."""
+    from quantkit.runtime import load
+
+    if bool(texts) == bool(file):
+        raise RecipeError("predict takes texts, or --file FILE (- for standard input).")
+    session = load(model or newest_quantized(runs))
+    if file:
+        with _lines(file) as lines:
+            _stream(session, _rows(lines, file))
+    elif as_json or session.head.kind != "classification":
+        _stream(session, iter(texts or []))
+    else:
+        for text, answer in zip(texts or [], session.predict(texts or []), strict=True):
+            typer.echo(f"{answer.label}\t{answer.score:.4f}\t{text}")  # type: ignore[union-attr]
+
+
+def _stream(session: "Session", rows: Iterator[object]) -> None:
+    """Answers as JSON lines, while the rows are still being read."""
+    import json
+
+    for answer in session.stream(rows):  # type: ignore[arg-type]
+        typer.echo(json.dumps(answer, ensure_ascii=False))
+
+
+def _rows(lines: Iterator[str], file: str) -> Iterator[object]:
+    """Each line as a text, or what its JSON object says; empty lines are skipped."""
+    import json
+
+    for at, line in enumerate(lines, start=1):
+        text = line.rstrip("\r\n").removeprefix("\ufeff")
+        if not text.strip():
+            continue
+        if not text.startswith("{"):
+            yield text
+            continue
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError as problem:
+            raise DataError(
+                f"{file}:{at}: a line that begins with a brace is read as JSON, and this one is "
+                f'none ({problem}). Write {{"text": ...}}.'
+            ) from None
+
+
+@contextmanager
+def _lines(file: str) -> Iterator[Iterator[str]]:
+    """The lines of a UTF-8 file, or of standard input, one after the other."""
+    try:
+        if file == "-":
+            yield iter(sys.stdin)
+            return
+        stream: TextIO
+        with Path(file).open(encoding="utf-8", newline="\n") as stream:
+            yield iter(stream)
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file. --file takes a file, or - for stdin.") from None
+    except UnicodeDecodeError as problem:
+        raise DataError(f"{file} is not UTF-8 ({problem.reason}). Convert it first.") from None

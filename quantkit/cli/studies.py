@@ -1,0 +1,110 @@
+"""Commands that compare: bench, study, estimate."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quantkit.cli.app import app
+from quantkit.cli.options import (
+    RUNS,
+    Data,
+    Model,
+    RecipeArgument,
+    RunArgument,
+    Runs,
+    Set,
+    Threads,
+    changes_of,
+    recipe_of,
+    run_named,
+    say,
+    say_next,
+)
+
+if TYPE_CHECKING:
+    from quantkit.recipe import Recipe
+    from quantkit.runs import Run
+
+__all__ = ["bench", "estimate", "measure_and_say", "study"]
+
+
+@app.command()
+def bench(
+    run: RunArgument = "",
+    beside: Annotated[
+        list[str] | None, typer.Option(help="Another run of the task, in the same report.")
+    ] = None,
+    data: Data = None,
+    runs: Runs = RUNS,
+    threads: Threads = None,
+    changes: Set = None,
+) -> None:
+    """Measure float and quantized files side by side and write the report."""
+    from quantkit.cli.training import run_and_recipe
+    from quantkit.runs import find_run
+
+    chosen, resolved = run_and_recipe(run, runs, "", changes, 8, make=False)
+    others = [find_run(name, runs) for name in beside or []]
+    measure_and_say(resolved, chosen, data or chosen.data(), threads, others)
+
+
+@app.command()
+def study(
+    file: Annotated[str, typer.Argument(help="A study file, or a shipped one's name.")],
+    model: Model = "",
+    data: Data = None,
+    results: Annotated[Path, typer.Option(help="Folder of the units' results.")] = Path("results"),
+    only: Annotated[list[str] | None, typer.Option(help="Only this task; may repeat.")] = None,
+    runs: Runs = RUNS,
+    changes: Set = None,
+) -> None:
+    """Run tasks x methods x seeds; a finished unit is one JSON file and is not made again."""
+    from quantkit.study import load_study, run_study, study_rows
+
+    values = ({"model": model} if model else {}) | changes_of(changes)
+    loaded = load_study(file, values)
+    run_study(loaded, results, runs, data, only=only or (), say=say)
+    for line in study_rows(loaded, results):
+        say(line)
+    say(f"Results: {results}")
+
+
+@app.command()
+def estimate(
+    recipe: RecipeArgument = "builtin.yaml",
+    model: Model = "",
+    devices: Annotated[int, typer.Option(help="Data-parallel processes.")] = 1,
+    runs: Runs = RUNS,
+    changes: Set = None,
+) -> None:
+    """Memory that fine-tuning will take, by the published formula; beside what a run took."""
+    from quantkit.estimate import estimate_recipe
+
+    resolved = recipe_of(recipe, model, changes_of(changes))
+    found = estimate_recipe(resolved, devices)
+    for line in found.lines():
+        say(line)
+    run = run_named(runs, resolved.name)
+    if run.complete:
+        training = run.training()
+        device = training["device_peak_bytes"]
+        say(f"{'measured in ' + str(run.folder):>32}  {training['peak_bytes'] / 1e6:10.1f} MB RAM")
+        if device is not None:
+            say(f"{'':>32}  {device / 1e6:10.1f} MB on the GPU")
+    say_next(f"quantkit finetune {recipe}")
+
+
+def measure_and_say(
+    recipe: "Recipe", run: "Run", data: Path | None, threads: int | None, beside: Sequence["Run"]
+) -> None:
+    """Measure, write the report, print it."""
+    from quantkit.comparison import bench
+    from quantkit.report import to_markdown
+
+    report = bench(recipe, run, data, threads=threads, beside=beside)
+    typer.echo(to_markdown(report))
+    say(f"Report: {run.folder / 'report.json'} and report.md")
+    folder = run.float_folder if recipe.recurrent is not None else run.quantized_folder(recipe)
+    say_next(f'quantkit predict "makanannya enak sekali" --model {folder}')

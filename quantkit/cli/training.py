@@ -1,0 +1,216 @@
+"""Commands that make models: finetune, ptq, export, run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quantkit.cli.app import app
+from quantkit.cli.options import (
+    RUNS,
+    Data,
+    Label,
+    Model,
+    Name,
+    Overwrite,
+    Question,
+    RecipeArgument,
+    Resume,
+    RunArgument,
+    Runs,
+    Set,
+    Text,
+    TextPair,
+    Threads,
+    Tokens,
+    changes_of,
+    newest_quantized,
+    recipe_of,
+    run_named,
+    say,
+    say_next,
+    table_of,
+)
+from quantkit.errors import CheckpointError, RecipeError
+
+if TYPE_CHECKING:
+    from quantkit.recipe import Recipe
+    from quantkit.runs import Run
+
+__all__ = ["export", "finetune", "ptq", "run_and_recipe", "run_line"]
+
+EXAMPLE = "makanannya enak sekali"
+
+
+@app.command()
+def finetune(
+    recipe: RecipeArgument = "builtin.yaml",
+    model: Model = "",
+    data: Data = None,
+    text: Text = "",
+    label: Label = "",
+    text_pair: TextPair = "",
+    tokens: Tokens = "",
+    question: Question = "",
+    runs: Runs = RUNS,
+    name: Name = "",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    changes: Set = None,
+) -> None:
+    """Fine-tune a model on a task; without arguments the built-in one."""
+    columns = table_of(text, label, text_pair, tokens, question)
+    resolved = recipe_of(recipe, model, columns | changes_of(changes))
+    run = run_named(runs, name or resolved.name)
+    _finetune(resolved, run, data, resume, overwrite)
+    say_next(f"quantkit {'ptq' if resolved.recurrent is None else 'bench'} {run.folder.name}")
+
+
+@app.command()
+def ptq(
+    run: RunArgument = "",
+    bits: Annotated[int, typer.Option(help="Bits of the weights: 8.")] = 8,
+    recipe: Annotated[str, typer.Option(help="Quantize by this recipe, not the run's.")] = "",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Any fine-tuned model folder instead of a run.")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="With --checkpoint: calibration texts, one a line.")
+    ] = None,
+    data: Data = None,
+    runs: Runs = RUNS,
+    overwrite: Overwrite = False,
+    changes: Set = None,
+) -> None:
+    """Quantize a fine-tuned model after training, to a packed checkpoint and ONNX."""
+    if checkpoint is not None:
+        _ptq_checkpoint(checkpoint, texts, bits, recipe, runs, overwrite, changes)
+        return
+    chosen, resolved = run_and_recipe(run, runs, recipe, changes, bits)
+    _ptq(resolved, chosen, data or chosen.data(), overwrite)
+    say_next(f'quantkit predict "{EXAMPLE}" --model {chosen.quantized_folder(resolved)}')
+    say_next(f"quantkit bench {chosen.folder.name}")
+
+
+@app.command()
+def export(
+    folder: Annotated[
+        Path | None, typer.Argument(help="A checkpoint folder, float or packed.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="Where the file is to run: cpu.")] = "cpu",
+    runs: Runs = RUNS,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a checkpoint as ONNX, and prove that it answers the same."""
+    from quantkit.pipeline import export_folder
+
+    if target != "cpu":
+        raise RecipeError(f"--target is {target!r}; quantkit supports 'cpu'.")
+    exported = export_folder(folder or newest_quantized(runs), overwrite=overwrite)
+    say(f"ONNX, verified on {exported.parity.rows} rows: {exported.path}")
+    say_next(f'quantkit predict "{EXAMPLE}" --model {exported.path.parent.parent}')
+
+
+@app.command("run")
+def run_line(
+    recipe: RecipeArgument,
+    model: Model = "",
+    data: Data = None,
+    runs: Runs = RUNS,
+    name: Name = "",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+    changes: Set = None,
+) -> None:
+    """The whole line: fine-tune, quantize, export, verify, measure, report."""
+    from quantkit.cli.studies import measure_and_say
+
+    resolved = recipe_of(recipe, model, changes_of(changes))
+    chosen = run_named(runs, name or resolved.name)
+    if not (resume and chosen.complete):
+        _finetune(resolved, chosen, data, resume, overwrite)
+    done = resume and chosen.quantized_folder(resolved).is_dir()
+    if resolved.recurrent is None and not done:
+        _ptq(resolved, chosen, data, overwrite)
+    measure_and_say(resolved, chosen, data, threads, ())
+
+
+def run_and_recipe(
+    name: str, runs: Path, recipe: str, changes: list[str] | None, bits: int, make: bool = True
+) -> tuple["Run", "Recipe"]:
+    """The named run, else the latest, else (if `make`) the built-in one, made now."""
+    from quantkit.recipe import builtin_recipe, with_bits, with_changes
+    from quantkit.runs import find_run, latest_run
+
+    values = changes_of(changes)
+    checked = with_bits(builtin_recipe(), bits)  # before any work: is that number supported?
+    chosen = find_run(name, runs) if name else latest_run(runs)
+    if chosen is None:
+        if not make:
+            raise CheckpointError(
+                f"{runs} holds no finished run. Make one: quantkit run builtin.yaml"
+            )
+        say(f"{runs} holds no finished run: making the built-in one first.")
+        chosen = run_named(runs, checked.name)
+        _finetune(checked, chosen, None, chosen.training_folder.is_dir(), overwrite=False)
+    elif not name:
+        say(f"Taking the latest run: {chosen.folder}")
+    resolved = recipe_of(recipe, "", {}) if recipe else chosen.recipe()
+    return chosen, with_bits(with_changes(resolved, values), bits)
+
+
+def _finetune(
+    recipe: "Recipe", run: "Run", data: Path | None, resume: bool, overwrite: bool
+) -> None:
+    from quantkit import pipeline
+
+    result = pipeline.finetune(recipe, run, data, resume=resume, overwrite=overwrite)
+    if not pipeline.is_main_process():
+        return
+    say(
+        f"Fine-tuned {recipe.model} on {recipe.task}: validation score "
+        f"{100 * result.best_score:.1f} % in epoch {result.best_epoch}, {result.steps} steps, "
+        f"{result.seconds:.0f} s."
+    )
+    say(f"Checkpoint: {run.float_folder}")
+
+
+def _ptq(recipe: "Recipe", run: "Run", data: Path | None, overwrite: bool) -> None:
+    from quantkit import pipeline
+
+    _report_quantized(pipeline.ptq(recipe, run, data, overwrite=overwrite))
+
+
+def _ptq_checkpoint(
+    checkpoint: Path,
+    texts: Path | None,
+    bits: int,
+    recipe: str,
+    runs: Path,
+    overwrite: bool,
+    changes: list[str] | None,
+) -> None:
+    from quantkit import pipeline
+    from quantkit.recipe import Recipe, load_recipe, with_bits, with_changes
+
+    if texts is None:
+        raise RecipeError(
+            "--checkpoint needs --texts FILE: about 256 texts of the model's task, one a line, "
+            "to take the input ranges from."
+        )
+    name = checkpoint.resolve().name
+    base = load_recipe(recipe) if recipe else Recipe(name, "none", str(checkpoint))
+    resolved = with_bits(with_changes(base, changes_of(changes)), bits)
+    folder = run_named(runs, name).quantized_folder(resolved)
+    inputs = pipeline.read_inputs(texts, checkpoint)
+    made = pipeline.ptq_checkpoint(resolved, checkpoint, inputs, folder, overwrite=overwrite)
+    _report_quantized(made)
+    say_next(f'quantkit predict "{EXAMPLE}" --model {folder}')
+
+
+def _report_quantized(made: Any) -> None:  # noqa: ANN401
+    for note in made.quantized.notes:
+        say(f"Note: {note}")
+    say(f"Packed checkpoint: {made.folder}")
+    say(f"ONNX, verified on {made.exported.parity.rows} rows: {made.exported.path}")

@@ -1,0 +1,145 @@
+"""Measuring a run's files side by side, and other runs' beside them, into one report."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint import length_limit, load_float
+from quantkit.data import TaskData, inputs_of, load_task, references_of
+from quantkit.encoder import head_of
+from quantkit.errors import DataError
+from quantkit.exporter.inspect import bytes_by_component
+from quantkit.files import read_json
+from quantkit.heads import Head
+from quantkit.measure import Measured, environment, measure
+from quantkit.metrics import MAIN
+from quantkit.packed import METADATA
+from quantkit.pipeline import PARITY, export_float
+from quantkit.recipe import Recipe, recipe_hash
+from quantkit.report import SCHEMA, CandidateReport, Report, candidate_report
+from quantkit.runs import Run
+from quantkit.runtime import find_onnx
+
+__all__ = ["bench"]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One file to measure, and the run it belongs to."""
+
+    name: str
+    run: Run
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return find_onnx(self.folder)
+
+
+def bench(
+    recipe: Recipe,
+    run: Run,
+    data: Path | None,
+    *,
+    threads: int | None = None,
+    beside: Sequence[Run] = (),
+) -> Report:
+    """Measure files on the full test set; write the report into the run's folder.
+
+    The candidates are the run's float model, its quantized one if there is one, and the same
+    of each run in `beside`, e.g. a smaller model trained on the same task.
+
+    Raises:
+        CheckpointError: a file is missing.
+        DataError: a run beside that answers something else.
+        MeasurementError: a candidate's process failed.
+    """
+    task = load_task(recipe.task, data, recipe.data)
+    model, tokenizer = load_float(run.float_folder)
+    limit = length_limit(model, tokenizer, recipe.max_length)
+    head, hidden = head_of(model), int(getattr(model.config, "hidden_size", 0))
+    del model
+    candidates = list(_candidates(recipe, run, head, beside))
+    test = task.splits["test"]
+    measured = measure(
+        {candidate.name: candidate.path for candidate in candidates},
+        inputs_of(test, task.head),
+        shapes=[(b, n) for b in recipe.bench.batches for n in recipe.bench.lengths if n <= limit],
+        rounds=recipe.bench.rounds,
+        repeats=recipe.bench.repeats,
+        threads=threads,
+    )
+    packed = run.quantized_folder(recipe) / METADATA
+    nothing: dict[str, Any] = {"trimmed_rows": 0, "notes": []}
+    metadata = read_json(packed) if packed.is_file() else nothing
+    training = run.training()
+    report = Report(
+        schema=SCHEMA,
+        name=run.folder.name,
+        task=recipe.task,
+        head=task.head.to_json(),
+        main=MAIN[task.head.kind],
+        recipe=asdict(recipe),
+        recipe_hash=recipe_hash(recipe),
+        environment=environment(threads),
+        test_rows=len(test),
+        max_length=limit,
+        seed=recipe.finetune.seed,
+        trimmed_bytes=metadata["trimmed_rows"] * hidden * 4,
+        candidates=_reports(candidates, measured, task, run),
+        notes=_notes(candidates, metadata["notes"]),
+        curves=tuple(training["curve"]),
+        history=tuple(training["history"]),
+    )
+    report.save(run.folder)
+    return report
+
+
+def _candidates(
+    recipe: Recipe, run: Run, head: Head, beside: Sequence[Run]
+) -> Iterator[_Candidate]:
+    """The float file of each run, made if need be, and its quantized one where there is one."""
+    for which in (run, *beside):
+        own = recipe if which is run else which.recipe()
+        prefix = "" if which is run else f"{which.folder.name} "
+        if which is not run and (other := head_of(load_float(which.float_folder)[0])) != head:
+            raise DataError(
+                f"{which.folder} answers {other.kind} ({', '.join(other.labels)}), and "
+                f"{run.folder} {head.kind} ({', '.join(head.labels)}): only runs of one task can "
+                f"stand beside one another."
+            )
+        if not (which.float_folder / "onnx" / "model.onnx").is_file():
+            export_float(which.float_folder, own)
+        yield _Candidate(f"{prefix}float", which, which.float_folder)
+        quantized = which.quantized_folder(own)
+        if quantized.is_dir() or (which is run and own.recurrent is None):
+            yield _Candidate(f"{prefix}int8", which, quantized)
+
+
+def _reports(
+    candidates: Sequence[_Candidate], measured: dict[str, Measured], task: TaskData, run: Run
+) -> tuple[CandidateReport, ...]:
+    references = references_of(task.splits["test"], task.head)
+    return tuple(
+        candidate_report(
+            candidate.name,
+            os.path.relpath(candidate.path, run.folder),
+            measured[candidate.name],
+            head=task.head,
+            references=references,
+            components=bytes_by_component(candidate.path),
+            parity=read_json(candidate.folder / PARITY),
+            parameters=int(candidate.run.training()["parameters"]),
+            baseline=None if at == 0 else measured[candidates[0].name],
+            training=candidate.run.training(),
+        )
+        for at, candidate in enumerate(candidates)
+    )
+
+
+def _notes(candidates: Sequence[_Candidate], quantization: Sequence[str]) -> tuple[str, ...]:
+    """What every run says of its data and model, once each, and of the quantization."""
+    notes = [note for candidate in candidates for note in candidate.run.training()["notes"]]
+    return (*dict.fromkeys(notes), *quantization)

@@ -1,0 +1,129 @@
+"""SHA-256 of every file that quantkit downloads: folder -> train, validation, test."""
+
+__all__ = ["INDONLU", "NUSAX"]
+
+INDONLU = {
+    "bapos_pos-idn": (
+        "260f0808b494335c77b5475348e016d7b64fdea1fbd07b45a232b84bc3c300b4",
+        "599eebd10e01eaa452625939ff022c527abebedac4a91e84cddfa57abccc3a12",
+        "8a010362c128437669fdb95bc5627b5e24aaf8472baa4ba7689bf6cb66283405",
+    ),
+    "casa_absa-prosa": (
+        "ffd2a88edf5e270cea79ad84d2ca4170c9a2fd71a38540280d5eb3b95d261f76",
+        "4ea114d060796e59944b1cf7f0ad7950bd0532024348a17d0f7c6b6464328424",
+        "843564f24c10d8360fe63395a821f94eb46985abddb94dba6865fcd0a29c70c7",
+    ),
+    "emot_emotion-twitter": (
+        "51bb4e77d989004d0ca49c158f404d7eda956015a18b805401f7dee9b4d85fc1",
+        "3cba3d7b2cc3afa5cdd452a13df2498ff8a32b420f59ed10a48e41a452c98f50",
+        "e983b8e4b079a3b76f299cc801305f1098e35281f5b95636432981a2f2a1b461",
+    ),
+    "facqa_qa-factoid-itb": (
+        "cc738d6ec42cfb76eb36899616361c5d789ff8408afc94fbc2cdd102e7ce00cc",
+        "ad0fa5056b141b4898f6de37f68416fe4e01c58e1e960a97e45b3b6b7cdfb5fd",
+        "30fe94736b1cc5532b7c60842d7bb06787e90623ea33943ac9150f32c3f4b6ca",
+    ),
+    "hoasa_absa-airy": (
+        "752935b62235f1a719c5e526e4ac68b3ba452f84a2a6f911ef20cb855b23546d",
+        "7109001762f0bd83526d3de224c0ba5302bfb781eee6c1334aac8039a188f4fa",
+        "ce2c7c3f30359e08d4637eb65a05b5a685b888165d40b3133c48c99e1102b094",
+    ),
+    "keps_keyword-extraction-prosa": (
+        "c863e6e4d4a16f1026aca198dd35ca018115e061c3352ee9268cd7b6b0f9f298",
+        "e3a3d38c9aaab0981b480a6d6ff6579e4453995b64e67744b7260a79f6fc38f3",
+        "e3b8de6ae8dca0442cb6ab7666f1f5aa504765f9e09896948c9d4e19ba2c49a5",
+    ),
+    "nergrit_ner-grit": (
+        "4bbef1355fad21b405b5c511a7c80331a5ee71c91db9b82dc03efda5cb99f964",
+        "330ee7307f40f5e999110e02390243c07180b78c2e2a06f8a529ab46b0f4e907",
+        "30c4fbcdfc6d4093c4fc802b00fa1b0842df548317f0b7f152669f9bd805d816",
+    ),
+    "nerp_ner-prosa": (
+        "0361c2b4a40298f00c027ad80b3c29a1f2a14c3d6fea91ec292820af25821a2d",
+        "5e08679148ada73a809a52fbe9695ac8d9b0acfe4e3e8f686fa6ab16048b4863",
+        "c262b1bfd339e58ee347e1f7fd8fbc4584c61ed6e36e5da4786539611c80aa03",
+    ),
+    "posp_pos-prosa": (
+        "667d16f7e3e424fc1bf3d1aff8d99a0045ff07ca382c467f612d9ddc420803a1",
+        "9af8289324391466c282132a8b47323b38e84daa3f0dd9b0d972da0a9f0970a9",
+        "bc3f87f79d3753598f3d83218405c29468d9cc8aab02482710110657f5dd36b6",
+    ),
+    "smsa_doc-sentiment-prosa": (
+        "50f38ceed9b31521bf1581e126620532cc9b790712938159a2cdcf6906977a9b",
+        "6ab41ddc9d58a35086f05ebd2e209c74cb03d87d4f51d6abdfba674eafbefa74",
+        "4e8016daa8e4e1b193f2a28a79d3a7804dd4e3f926a3ab7e8a64264f5f416a6f",
+    ),
+    "terma_term-extraction-airy": (
+        "5da1a89793eb0ea996874212e551a766d31f860c3797a186729bc6829b6a5610",
+        "7bc98ac730da9beaba2c65ec2332a2e9c1953f060fa4cbf50a734274abbdfa60",
+        "79400c1ba527bcf08906e5193d11cad776200d0359cf68ece66394ba805ebdfa",
+    ),
+    "wrete_entailment-ui": (
+        "e135a85dad098127da179e305ebf0a1af63bc0cf06fdf79392293964d2920af3",
+        "623d0dc1389c37af6482277a05702329bddee96b73849f7341f9c5b269a55286",
+        "baf8ce69bee725d23cfa77e05276814b196f102da322e22fbd805761dbb0b51b",
+    ),
+}
+
+NUSAX = {
+    "acehnese": (
+        "eeb72a3e29d6129af729a9112e296afe0b7bae3c4f6a2590d5532bafe57f4597",
+        "1752fc429c3f7b12f29a72dd68d0e3939b21a40f389dd5d0eb5432c6d036b308",
+        "0a38ac2352ec2194602f97acf5b25c78f432d84c9c9bee60c294506e55c18f1c",
+    ),
+    "balinese": (
+        "e37accf45aec8381c7465b2ca2df75500c0c5991941f18a6f0e109d8a81e5c5b",
+        "1055ca278cc03de4743605c1bfac04261b4f6514fbbdba86587c2e3076e80197",
+        "d10c82f294bd72b0ee7077400424522e5c39fa477f83ffabb2f7652f84ed71fa",
+    ),
+    "banjarese": (
+        "0e15c5826401ca8649c51e67a5c1ba6b0345d66897954e96ac073a85e717ee7a",
+        "999a0bef291cde263777d64bde9d31b46fbf1de957a64e73f0fd39b8674784b1",
+        "cca90ae2c130ebd41f38a3d04acda1cc79b3795d5e43575a41d369c7326679d9",
+    ),
+    "buginese": (
+        "23818aa30bf4ae743c540b007231c925e6f00f4dfd3ed8e38972b5663d601027",
+        "5425f886a49379cffd114802b0d3ef07de048d3f7e1647046a2c6dabd7284b0f",
+        "369fedd3463d406e98b88dbc7cce9a3ce1ac9d3947aad627f17826e68ee0b179",
+    ),
+    "english": (
+        "d11297019c1f39c6a9bc855cf8bebd54aebd6c9c3e0e945cb8cb6a7999350e94",
+        "76ca81930332a857ee8c1a5d05a1523f4d91783d313a80bccb39836d80ad2655",
+        "63b49ae7c8fa9c72013dbc29477c9ca6b9f82e510f65df88a05635e36f4a979e",
+    ),
+    "indonesian": (
+        "698c4802111085c14fbe35122957e1145338d307bcc295764026a23095a32984",
+        "4049c4a53017e08db72c72e1907345bfdfc19385481c58f54fe4637073d813f9",
+        "43b612ed6fde972c752ab9fa8b2ce290d9ffa06b176b732fcef2a947cb94a161",
+    ),
+    "javanese": (
+        "46a88ac0f2f0b09b42b7fb840d80f727cc5b2a558440cd29d3b69178c24853c5",
+        "ff8df9ec279e505c914bf7c367db5f10fcba672da8a0f7a32f8b701670e7a89c",
+        "ad73d2ee75854c4104c9188a84c757caa07f826e108a384ade7fbf0f6dcc53a2",
+    ),
+    "madurese": (
+        "0cc23e1d5f29cc94f30916e07f32809dd3995a8bbae2d19e78d4f88673a91c05",
+        "e1dc6c01128a40c13903e14ec3c51987ac47dacbbc527bd20e178294278296ad",
+        "daf0d571942b7a716583f2f92257501278ab29f8a315a9074fc4aa4a63869be1",
+    ),
+    "minangkabau": (
+        "96f11a39631fded49d04562e520199bcc9dcdbd07bfaee505753521d82388437",
+        "bca87a7e812cf13ac31c4fa9f0d4ac4c6dd2ba00999abd1687f01a1d89f37f3f",
+        "da055aabc671f0d702f73c50a90fde58ac0916ce30c4a23b6b0a589950909062",
+    ),
+    "ngaju": (
+        "db52af95941e56846296f9adcc58fa94cd41cd5ab17ce9ee10f20f3116d991ad",
+        "a3061f5238852dcf296d92ebd103f1530e6e5832511e5a0a38fb85facd05fc80",
+        "f8cd78d440d7d4cdc4fa556e80a546028fbfb0eaa173ff5156a39c3d42e9ca4f",
+    ),
+    "sundanese": (
+        "b525aefac4d9819add0375b8c0db49516f19b57fbf6e6fc5afda3069895f2168",
+        "ca5bbbef8e7d8d085300e716e570b4f2a964a761b392a3612e5547dd7b5d0444",
+        "887e940330e59716ff741ad11c4bccad6f94752c46de44858b32d46a96ef7d48",
+    ),
+    "toba_batak": (
+        "f6fed53a064607541c12a7f25dd16c5dc47b145ff7a75d844e18e3e50f80063f",
+        "af3fdec7f6319b0e38e0ee7defb168ca741c1a56fac3dc3aa7a57dbab50967ea",
+        "11d15c3ab4079d7d97e80bfc1ce1a4245bd1909a3fa40e15806c1c6334a99309",
+    ),
+}

@@ -1,0 +1,148 @@
+"""Which file of an exported folder is meant, and what it says of itself."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
+
+from quantkit.errors import CheckpointError
+from quantkit.files import read_json
+from quantkit.heads import HEAD_KEY, Head
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["INPUTS", "ModelFile", "find_onnx", "folder_of", "output_name", "read_tokenizer"]
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # a file takes some of these
+
+# In the order of preference: what a folder with several files is opened for.
+ONNX_FILES = ("onnx/model_quantized.onnx", "onnx/model.onnx")
+
+MAX_LENGTH = 512  # tokens, of a file that names no limit
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What an ONNX file and the config.json beside it say."""
+
+    head: Head
+    max_length: int  # tokens, special ones included
+    padding: int  # token id
+    target: str | None  # the device it was exported for, where it names one
+
+    @classmethod
+    def read(
+        cls, inference: "onnxruntime.InferenceSession", tokenizer: Tokenizer, path: Path
+    ) -> "ModelFile":
+        """Read the metadata; what an older or foreign file leaves out comes from config.json.
+
+        Raises:
+            CheckpointError: neither says what the model answers, or the file has other
+                inputs or outputs than that needs.
+        """
+        properties = inference.get_modelmeta().custom_metadata_map
+        source = folder_of(path) / "config.json"
+        config = read_json(source) if source.is_file() else {}
+        head = _head(properties, config, path)
+        _check(inference, head, path)
+        limit = properties.get("quantkit.max_length")
+        known = min(MAX_LENGTH, config.get("max_position_embeddings", MAX_LENGTH))
+        return cls(
+            head,
+            known if limit is None else int(limit),
+            _padding(properties, tokenizer, config),
+            properties.get("quantkit.target"),
+        )
+
+
+def find_onnx(path: Path) -> Path:
+    """The ONNX file meant by `path`: itself, or the folder's quantized one, or its float one.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.is_file():
+        return path
+    for name in ONNX_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(
+        f"{path} holds no exported model ({' or '.join(ONNX_FILES)}). "
+        f"Make one with: quantkit export {path}"
+    )
+
+
+def folder_of(path: Path) -> Path:
+    """The folder with tokenizer.json that an ONNX file belongs to: its own, or the one above."""
+    return path.parent if (path.parent / "tokenizer.json").is_file() else path.parent.parent
+
+
+def output_name(head: Head) -> str:
+    """The output of a file that `head` decodes."""
+    return "last_hidden_state" if head.kind == "features" else "logits"
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer that belongs to an ONNX file.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    source = folder_of(path) / "tokenizer.json"
+    if not source.is_file():
+        raise CheckpointError(f"{source.parent} holds no tokenizer.json. Export the model again.")
+    tokenizer = Tokenizer.from_file(str(source))
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _head(properties: Mapping[str, str], config: Mapping[str, Any], path: Path) -> Head:
+    if "quantkit.head" in properties:
+        return Head.from_json(json.loads(properties["quantkit.head"]))
+    if "quantkit.labels" in properties:
+        return Head("classification", tuple(properties["quantkit.labels"].split("\n")))
+    if HEAD_KEY in config:
+        return Head.from_json(config[HEAD_KEY])
+    names = config.get("id2label")
+    if not names:
+        raise CheckpointError(
+            f"{path} does not say what it answers, and neither does an id2label in "
+            f"{folder_of(path) / 'config.json'}. Add that file, or export the model again."
+        )
+    return Head("classification", tuple(names[key] for key in sorted(names, key=int)))
+
+
+def _padding(properties: Mapping[str, str], tokenizer: Tokenizer, config: Mapping[str, Any]) -> int:
+    candidates = (
+        properties.get("quantkit.pad_token_id"),
+        tokenizer.token_to_id("[PAD]"),
+        config.get("pad_token_id"),
+    )
+    return next((int(value) for value in candidates if value is not None), 0)
+
+
+def _check(inference: "onnxruntime.InferenceSession", head: Head, path: Path) -> None:
+    """Refuse a file whose inputs or outputs do not fit."""
+    strange = [value.name for value in inference.get_inputs() if value.name not in INPUTS]
+    if strange:
+        raise CheckpointError(
+            f"{path} wants the inputs {', '.join(strange)}; a session has {', '.join(INPUTS)}. "
+            f"Export the model with these alone."
+        )
+    shapes = {value.name: value.shape for value in inference.get_outputs()}
+    wanted = output_name(head)
+    if wanted not in shapes:
+        raise CheckpointError(
+            f"{path} has no output {wanted!r}, as {head.kind} needs; it has "
+            f"{', '.join(shapes)}. Export the model again."
+        )
+    width = (shapes[wanted] or [None])[-1]
+    if head.outputs and isinstance(width, int) and width != head.outputs:
+        raise CheckpointError(
+            f"{path} computes {width} logits, and there are names for {head.outputs}: "
+            f"{', '.join(head.output_names)}. Correct id2label in config.json, or export again."
+        )

@@ -1,0 +1,237 @@
+"""Studies: tasks x methods x seeds, one JSON file per finished (task, seed).
+
+A study file names recipes, what is changed in all of them, the seeds, and the methods: each a
+set of changes to the recipe, so that whatever a recipe can say is a method.
+
+    name: indonlu
+    recipes: [indonlu/emot.yaml, indonlu/smsa.yaml]
+    seeds: [0, 1, 2]
+    changes: {model: my-model}
+    methods: {w8a8: {weights.bits: 8}}
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from quantkit import pipeline
+from quantkit.answers import decisions
+from quantkit.config import STRICT
+from quantkit.data import inputs_of, load_task, references_of
+from quantkit.errors import RecipeError
+from quantkit.files import read_json, write_json
+from quantkit.heads import Head
+from quantkit.measure import environment
+from quantkit.metrics import MAIN, Answers, agreement, bootstrap, paired_bootstrap, statistics
+from quantkit.prediction import Outputs
+from quantkit.recipe import Recipe, load_recipe, read_yaml, with_changes
+from quantkit.runs import Run
+from quantkit.runtime import find_onnx, load
+
+__all__ = ["Study", "load_study", "run_study", "study_rows", "unit_file"]
+
+Changes = dict[str, Any]
+SCHEMA = 1
+
+
+@dataclass(frozen=True, config=STRICT)
+class Study:
+    """What is compared; `float`, the fine-tuned model itself, is always the first method."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    recipes: Annotated[tuple[str, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    changes: Changes = Field(default_factory=dict)
+    methods: dict[str, Changes] = Field(default_factory=dict)
+
+    def recipe(self, source: str, seed: int, changes: Mapping[str, Any]) -> Recipe:
+        """The recipe of one unit."""
+        values = {**self.changes, **changes, "finetune.seed": seed}
+        return with_changes(load_recipe(source), values)
+
+    def method(self, recipe: Recipe, name: str) -> Recipe:
+        """The recipe of one method of a unit."""
+        return with_changes(recipe, self.methods[name])
+
+
+_ADAPTER: TypeAdapter[Study] = TypeAdapter(Study)
+
+
+def load_study(path: str | Path, changes: Mapping[str, Any]) -> Study:
+    """Read a study file, or a shipped one by its name; `changes` are added to its own.
+
+    Every recipe of every unit and method is resolved, so that a mistake shows now and not
+    after hours.
+
+    Raises:
+        RecipeError: not a study, or a recipe or a change in it that does not fit.
+    """
+    values, source = read_yaml(path)
+    try:
+        study = _ADAPTER.validate_python(values)
+    except ValidationError as problem:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in problem.errors()]
+        raise RecipeError("\n".join(f"{source}: {line}" for line in lines)) from None
+    if "float" in study.methods:
+        raise RecipeError(f"{source}: methods.float is always there. Remove it from `methods`.")
+    merged = {**asdict(study), "changes": {**study.changes, **changes}}
+    study = _ADAPTER.validate_python(merged)
+    for recipe in study.recipes:
+        base = study.recipe(recipe, study.seeds[0], {})
+        for method in study.methods:
+            study.method(base, method)
+    return study
+
+
+def unit_file(study: Study, task: str, seed: int, results: Path) -> Path:
+    """Where a unit's result lies."""
+    return results / f"{study.name}_{task}_{seed}.json"
+
+
+def run_study(
+    study: Study,
+    results: Path,
+    runs: Path,
+    data: Path | None,
+    *,
+    only: Sequence[str] = (),
+    say: Callable[[str], None],
+) -> None:
+    """Make every unit that has no result yet; an interrupted one continues where it was.
+
+    Args:
+        study: what to run.
+        results: where the units' JSON files are and go.
+        runs: where models are while a unit is in work; removed when its result is written.
+        data: the datasets' folder.
+        only: tasks to restrict the study to.
+        say: told which unit begins.
+    """
+    for source in study.recipes:
+        for seed in study.seeds:
+            recipe = study.recipe(source, seed, {})
+            target = unit_file(study, recipe.task, seed, results)
+            if target.is_file() or (only and recipe.task not in only):
+                continue
+            say(f"{recipe.task}, seed {seed}")
+            run = Run(runs / study.name / f"{recipe.task}-{seed}")
+            write_json(target, _unit(study, recipe, run, data))
+            shutil.rmtree(run.folder)
+
+
+def _unit(study: Study, recipe: Recipe, run: Run, data: Path | None) -> dict[str, Any]:
+    """Fine-tune once, make every method from it, score all of them on the test split."""
+    if not run.complete:
+        pipeline.finetune(recipe, run, data, resume=True)
+    task = load_task(recipe.task, data, recipe.data)
+    test = task.splits["test"]
+    references = references_of(test, task.head)
+    if not (run.float_folder / "onnx" / "model.onnx").is_file():
+        pipeline.export_float(run.float_folder, recipe)
+    outputs = {"float": load(run.float_folder).outputs(inputs_of(test, task.head))}
+    scores = {"float": _scores(task.head, references, outputs["float"], None, run.float_folder)}
+    seconds = {}
+    for method in study.methods:
+        started = time.perf_counter()
+        changed = study.method(recipe, method)
+        folder = run.folder / method
+        if not folder.is_dir():
+            inputs = inputs_of(task.splits["train"], task.head)
+            pipeline.ptq_checkpoint(changed, run.float_folder, inputs, folder)
+        answers = load(folder).outputs(inputs_of(test, task.head))
+        scores[method] = _scores(task.head, references, answers, outputs["float"], folder)
+        seconds[method] = time.perf_counter() - started
+    training = {k: v for k, v in run.training().items() if k != "curve"}
+    return {
+        "schema": SCHEMA,
+        "study": study.name,
+        "task": recipe.task,
+        "seed": recipe.finetune.seed,
+        "main": MAIN[task.head.kind],
+        "test_rows": len(test),
+        "recipe": asdict(recipe),
+        "methods": {name: study.methods[name] for name in study.methods},
+        "scores": scores,
+        "method_seconds": seconds,
+        "training": training,
+        "environment": environment(),
+    }
+
+
+def _scores(
+    head: Head,
+    references: Answers,
+    outputs: Outputs,
+    baseline: Outputs | None,
+    folder: Path,
+) -> dict[str, Any]:
+    """One method's scores with intervals, its change against float, and its file's size."""
+    decided = decisions(head, outputs)
+    found = statistics(head, references, decided)
+    entry: dict[str, Any] = {name: asdict(bootstrap(s)) for name, s in found.items()}
+    entry["bytes"] = find_onnx(folder).stat().st_size
+    if baseline is not None:
+        others = decisions(head, baseline)
+        main = MAIN[head.kind]
+        before = statistics(head, references, others)[main]
+        entry["change"] = asdict(paired_bootstrap(before, found[main]))
+        entry["agreement"] = agreement(head, others, decided)
+    return entry
+
+
+def study_rows(study: Study, results: Path) -> list[str]:
+    """The lines of a Markdown table: a row per task, the mean over seeds, drops against float.
+
+    Units that are not done are left out; a task without any has no row.
+    """
+    methods = ["float", *study.methods]
+    head = ["task", "score", "seeds", "float, %"]
+    head += [f"{m}: {what}" for m in methods[1:] for what in ("%", "change", "labels equal, %")]
+    lines = [f"| {' | '.join(head)} |", f"| --- | --- |{' ---: |' * (len(head) - 2)}"]
+    tasks = [study.recipe(source, 0, {}).task for source in study.recipes]
+    rows = {}
+    for task in tasks:
+        files = [unit_file(study, task, seed, results) for seed in study.seeds]
+        units = [read_json(file) for file in files if file.is_file()]
+        if units:
+            rows[task] = _row(units, methods)
+            cells = [task, units[0]["main"], str(len(units)), *_cells(rows[task])]
+            lines.append(f"| {' | '.join(cells)} |")
+    if len(rows) > 1:
+        mean = np.mean(list(rows.values()), axis=0)
+        lines.append(f"| {' | '.join(['mean', '', '', *_cells(mean)])} |")
+    return lines
+
+
+def _row(units: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> np.ndarray:
+    """Float's score, then for each method score, change and agreement; means over the units."""
+    main = units[0]["main"]
+    rows = []
+    for unit in units:
+        scores = unit["scores"]
+        row = [scores["float"][main]["value"]]
+        for method in methods[1:]:
+            entry = scores.get(method)
+            row += (
+                [np.nan] * 3
+                if entry is None
+                else [entry[main]["value"], entry["change"]["value"], entry["agreement"]]
+            )
+        rows.append(row)
+    return np.asarray(np.mean(rows, axis=0))
+
+
+def _cells(row: np.ndarray) -> list[str]:
+    """Percentages; every third number behind the first is a change, with its sign."""
+    values = 100 * row
+    cells = [f"{values[0]:.1f}"]
+    for at, value in enumerate(values[1:]):
+        cells.append(f"{value:+.2f}" if at % 3 == 1 else f"{value:.1f}")
+    return cells
