@@ -1,7 +1,7 @@
 """What surrounds a training run and is undone behind it: accelerator, checkpointing, progress."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ def accelerating(model: nn.Module, precision: str) -> Iterator[Any]:
 @contextmanager
 def checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
     """Gradient checkpointing for the block's duration."""
+    switchable: Any = model
     if not wanted:
         yield
         return
@@ -47,11 +48,13 @@ def checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
         )
     # transformers 4.57 and its successors call the same thing by different names.
     name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    getattr(switchable, f"{name}_checkpointing_enable")({"use_reentrant": False})
     try:
         yield
     finally:
-        getattr(model, f"{name}_checkpointing_disable")()
+        getattr(switchable, f"{name}_checkpointing_disable")()
+        with suppress(AttributeError):  # 4.57 raises it where no hook was made
+            switchable.disable_input_require_grads()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,8 @@ def has_state(folder: Path) -> bool:
     # A kill between the two renames of `new_folder` leaves only the complete older state.
     retired = sorted(path for path in _leftovers(folder) if path.suffix == ".old")
     if retired and not folder.exists():
-        retired[-1].replace(folder)
+        with suppress(FileNotFoundError):  # another process has just done it
+            retired[-1].replace(folder)
     return folder.is_dir() and any(folder.iterdir())
 
 

@@ -3,14 +3,11 @@
 import hashlib
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from quantkit.data import TaskData, builtin, lexicon, load_task
 from quantkit.data.builtin import LABELS, NOTE, SIZES, load_builtin
-from quantkit.data.schema import build_task
-from quantkit.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -116,43 +113,3 @@ def test_chat_spellings_occur(data: TaskData) -> None:
     words = Counter(word for text in texts(data, "train") for word in text.split())
     for spelling in ("gak", "ga", "nggak", "bgt", "yg", "tp", "bgus"):
         assert words[spelling] > 0, spelling
-
-
-@pytest.mark.parametrize(
-    ("name", "folder", "message"),
-    [
-        ("smas", None, r"unknown task 'smas'.*builtin, smsa.*Did you mean 'smsa'"),
-        ("xyzzy", None, r"unknown task 'xyzzy'. Known tasks: builtin, smsa\.$"),
-        ("smsa", None, r"--data FOLDER.*github.com/IndoNLP/indonlu"),
-    ],
-)
-def test_unknown_task_and_missing_folder(name: str, folder: Path | None, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        load_task(name, folder)
-
-
-def three(test: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
-    good = [("enak", "positive")]
-    return {"train": good, "validation": good, "test": test}
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([("a", "positive"), ("b", "Negativ")], r"t.tsv:2: unknown label 'Negativ'.*'negative'"),
-        ([("a", "zzz")], r"t.tsv:1: unknown label 'zzz'. Known labels: positive, negative\.$"),
-        ([("a", "positive"), (" ", "positive")], r"t.tsv:2: the text is empty"),
-        ([], r"t.tsv holds no rows"),
-    ],
-)
-def test_rows_are_checked(rows: list[tuple[str, str]], message: str) -> None:
-    sources = {"train": "r.tsv", "validation": "v.tsv", "test": "t.tsv"}
-    with pytest.raises(DataError, match=message):
-        build_task("t", ("positive", "negative"), three(rows), sources)
-
-
-def test_label_ids_follow_the_order_of_the_labels() -> None:
-    sources = {"train": "r.tsv", "validation": "v.tsv", "test": "t.tsv"}
-    rows = three([("a", "negative"), ("b", "positive")])
-    task = build_task("t", ("positive", "negative"), rows, sources)
-    assert list(task.splits["test"]["label"]) == [1, 0]

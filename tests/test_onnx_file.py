@@ -41,6 +41,8 @@ def test_foreign_files_are_described_by_their_config(opened: Open) -> None:
     session = opened("classification", metadata={}, config=config)
     assert session.head == Head("classification", ("baik", "biasa", "buruk"))
     assert session.max_length == 40
+    config = {"id2label": names, "max_position_embeddings": 514}
+    assert opened("classification", metadata={}, config=config).max_length == 512
     assert len(session.predict(TEXTS)) == 5
     head = HEADS["words"]
     config = {"id2label": names, "quantkit_head": head.to_json()}

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from quantkit.errors import DataError
 from quantkit.exporter import export
 from quantkit.ptq import Quantized
 from quantkit.runtime import Session, load
-from quantkit.tokenization import Inputs
+from quantkit.tokenization import Inputs, Window, tokenize
 from tests.tiny_onnx import HEADS, table_of, write_folder
 
 TEXTS = ["makanan enak sekali", "pelayanan buruk", "biasa saja", "tidak enak " * 60, "enak"]
@@ -194,12 +195,27 @@ def test_a_passage_is_answered_and_not_its_question(opened: Open) -> None:
     assert session.predict([LONG[:5]], [""]) == alone
 
 
-def test_threads_may_share_a_session_of_words(opened: Open) -> None:
+def test_threads_do_not_set_the_limits_of_one_tokenizer_at_once(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = opened("words", max_length=20)
-    rows = [LONG[:count] for count in range(1, 40)]
-    expected = session.predict(rows)
+    expected = session.predict([LONG])
+    tokenizing = 0
+    together = []
+
+    def slow(*args: Any, **options: Any) -> Iterator[Window]:  # noqa: ANN401
+        nonlocal tokenizing
+        tokenizing += 1
+        together.append(tokenizing)
+        time.sleep(0.02)
+        yield from tokenize(*args, **options)
+        tokenizing -= 1
+
+    monkeypatch.setattr(runtime, "tokenize", slow)
     with ThreadPoolExecutor(4) as threads:
-        assert all(found == expected for found in threads.map(session.predict, [rows] * 8))
+        found = list(threads.map(session.predict, [[LONG]] * 4))
+    assert found == [expected] * 4
+    assert together == [1] * 4
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,27 @@ from quantkit.training_state import (
     load_weights,
 )
 
-POSITION = Position(1, 2, 5, 0.1 + 0.2, 3.5, 0.75, 1, ({"epoch": 1.0, "train_loss": 0.7},))
+POSITION = Position(
+    epoch=1,
+    batch=2,
+    step=5,
+    loss_sum=0.1 + 0.2,
+    labels=7,
+    seconds=3.5,
+    best_score=0.75,
+    best_epoch=1,
+    history=({"epoch": 1.0, "train_loss": 0.7},),
+    curve=({"step": 1.0, "loss": 1 / 3, "lr": 1e-5},),
+)
 
 
-def make_store(folder: Path | None, fingerprint: str = "a") -> StateStore:
+def make_store(folder: Path | None, fingerprint: str = "a", *, writes: bool = True) -> StateStore:
     """A model with a tied weight and a buffer, and an optimizer that has made a step."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
     model[2].weight = model[0].weight
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    return StateStore(folder, fingerprint, model, optimizer)
+    return StateStore(folder, fingerprint, model, optimizer, writes)
 
 
 def make_step(store: StateStore) -> None:
@@ -68,6 +79,34 @@ def test_a_run_without_a_folder_saves_nothing(tmp_path: Path) -> None:
     assert store.load() == (Position(), {})
     assert make_store(tmp_path / "state").load() == (Position(), {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_several_processes_one_writes_and_all_load(saved: StateStore, tmp_path: Path) -> None:
+    other = make_store(saved.folder, writes=False)
+    other.save(Position(), {})
+    assert other.load()[0] == POSITION
+    make_store(tmp_path / "none", writes=False).save(POSITION, {})
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_step_and_an_epoch_move_the_position_on() -> None:
+    position = POSITION.after_step(2.5, 4, 0.5)
+    assert (position.batch, position.step, position.labels) == (3, 6, 11)
+    assert (position.loss_sum, position.seconds) == (0.1 + 0.2 + 2.5, 4.0)
+    position = position.with_point(0.5, 1e-3)
+    assert position.curve == (*POSITION.curve, {"step": 6.0, "loss": 0.5, "lr": 1e-3})
+    entry = {"epoch": 2.0}
+    worse, better = position.after_epoch(0.75, entry), position.after_epoch(0.8, entry)
+    assert (worse.best_score, worse.best_epoch) == (0.75, 1)
+    assert (better.best_score, better.best_epoch) == (0.8, 2)
+    # The counts of the epoch begin anew; those of the run go on.
+    begun = (worse.epoch, worse.batch, worse.step, worse.loss_sum, worse.labels, worse.seconds)
+    assert begun == (2, 0, 6, 0.0, 0, 0.0)
+    assert (worse.history, worse.curve) == ((*POSITION.history, entry), position.curve)
+
+
+def test_the_first_epoch_is_the_best_whatever_its_score() -> None:
+    assert Position().after_epoch(-3.0, {}).best_epoch == 1
 
 
 def test_a_state_of_another_run_is_refused_and_changes_nothing(saved: StateStore) -> None:
@@ -148,6 +187,24 @@ def test_a_kill_while_saving_loses_nothing_and_leaves_nothing(saved: StateStore)
     saved.save(POSITION, {})
     assert list(folder.parent.iterdir()) == [folder]
     assert {path.name for path in folder.iterdir()} == {"state.json", "state.safetensors"}
+
+
+def test_two_processes_may_put_back_what_a_kill_left(
+    saved: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved.folder
+    assert folder is not None
+    retired = folder.with_name(".state.partial-abc.old")
+    folder.rename(retired)
+    original = Path.replace
+
+    def overtaken(self: Path, target: Path) -> Path:
+        original(self, target)  # the other process
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "replace", overtaken)
+    assert has_state(folder)
+    assert saved.load()[0] == POSITION
 
 
 def test_weights_of_another_shape_are_refused() -> None:

@@ -6,6 +6,7 @@ that their lengths and their numbers of labels are known.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from quantkit.heads import Head, Kind
 from quantkit.prediction import Outputs
 from quantkit.ragged import Ragged
 from quantkit.recipe import Finetune
-from quantkit.train import TrainingResult, finetune
+from quantkit.train import Score, TrainingResult, finetune
 
 CLASSES = Head("classification", ("low", "high"))
 ASPECTS = Head("aspects", ("none", "bad", "good"), ("food", "price"))
@@ -66,24 +67,24 @@ def make_model(head: Head = CLASSES, layers: int = 2) -> PreTrainedModel:
     return model
 
 
-def make_rows(count: int, seed: int, head: Head = CLASSES) -> Encoded:
+def make_rows(rows: int, seed: int, head: Head = CLASSES) -> Encoded:
     """Random tokens between two that mean nothing; the labels follow from the tokens.
 
     A token from 22 is high. With words, all tokens but the first and the last are words, so
     that rows have 1 to 10 labels.
     """
     random = np.random.default_rng(seed)
-    rows = [
+    drawn = [
         [2, *random.integers(5, VOCABULARY, size=random.integers(1, 11)).tolist(), 3]
-        for _ in range(count)
+        for _ in range(rows)
     ]
-    words = [[-1, *range(len(row) - 2), -1] for row in rows] if head.kind == "words" else None
+    words = [[-1, *range(len(row) - 2), -1] for row in drawn] if head.kind == "words" else None
     return Encoded(
         head,
-        Ragged.of(rows, np.int32),
-        Ragged.of([[0] * len(row) for row in rows], np.int8),
-        _labels(rows, head),
-        np.arange(count),
+        Ragged.of(drawn, np.int32),
+        Ragged.of([[0] * len(row) for row in drawn], np.int8),
+        _labels(drawn, head),
+        np.arange(rows),
         None if words is None else Ragged.of(words, np.int32),
     )
 
@@ -118,9 +119,18 @@ def accuracy(references: References, outputs: Outputs) -> float:
     return float(np.mean(np.concatenate([np.ravel(a == b.argmax(-1)) for a, b in pairs])))
 
 
-def no_score(references: References, outputs: Outputs) -> float:
-    """Of kinds whose score does not matter; the first epoch is the best one."""
-    return float(len(references) - len(outputs))
+def confidence(references: References, outputs: Outputs) -> float:
+    """The mean probability of the right class, of rows or words: it rises as a model learns."""
+    if not isinstance(outputs, np.ndarray):
+        references, outputs = np.concatenate(list(references)), np.concatenate(outputs)
+    right = np.asarray(references, np.int64)[:, None]
+    return float(np.take_along_axis(CLASSES.probabilities(outputs), right, 1).mean())
+
+
+def rising() -> Score:
+    """A score by which the last epoch of a run is its best."""
+    calls = count()
+    return lambda *_: float(next(calls))
 
 
 def run(
@@ -129,8 +139,10 @@ def run(
     settings: Finetune = SETTINGS,
     **options: Any,  # noqa: ANN401
 ) -> TrainingResult:
-    arguments: dict[str, Any] = {"score": accuracy, "progress": False} | options
-    train, validation = arguments.pop("train", TRAIN), arguments.pop("validation", VALIDATION)
+    """`finetune` on the shared rows, which have two classes, or on others."""
+    train, validation = options.pop("train", TRAIN), options.pop("validation", VALIDATION)
+    score = confidence if train.head.kind in ("classification", "words") else rising()
+    arguments: dict[str, Any] = {"score": score, "progress": False} | options
     return finetune(
         model, train, validation, settings, pad_token_id=0, state_folder=folder, **arguments
     )

@@ -43,9 +43,18 @@ def load_task(name: str, folder: Path | None, source: Source | None = None) -> T
     if name not in task_names():
         raise DataError(unknown("task", name, task_names()))
     if name == "custom":
-        return load_table(_given(name, folder, "It is a table of your own"), source or Source())
+        return load_table(
+            _given(
+                name,
+                folder,
+                "It is a table of your own: a file, or a folder with one file per split",
+            ),
+            source or Source(),
+        )
     if source is not None:
-        raise DataError(f"source describes the task custom, not {name}. Remove one of them.")
+        raise DataError(
+            f"the slot `data` of a recipe describes the task custom, not {name}. Remove it."
+        )
     if name == "builtin":
         return load_builtin()
     if name in TASKS:

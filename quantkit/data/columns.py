@@ -47,7 +47,7 @@ def check_source(source: Source) -> None:
     )
     for wrong, message in problems:
         if wrong:
-            raise DataError(f"source: {message}. Correct the slot `source` of the recipe.")
+            raise DataError(f"data: {message}. Correct the slot `data` of the recipe.")
 
 
 def columns_of(source: Source) -> list[str]:

@@ -83,13 +83,12 @@ def fetch(url: str, sha256: str, target: Path) -> None:
     except (OSError, http.client.HTTPException) as problem:
         raise DataError(
             f"{url} could not be fetched: {_reason(problem)}. Run again to go on, or get the "
-            f"file by hand and pass its folder with --data FOLDER."
+            f"file by hand and pass --data FOLDER, the folder it is in."
         ) from None
     if found != sha256:
         raise DataError(
             f"{url} has SHA-256 {found}, expected {sha256}: it is damaged, or not the file that "
-            f"quantkit knows. Run again, or get it by hand and pass its folder with "
-            f"--data FOLDER."
+            f"quantkit knows. Run again, or get it by hand and pass --data FOLDER, the folder it is in."
         )
 
 

@@ -5,7 +5,7 @@ A loader turns what it reads into `Example`s; `encode` checks one and gives its 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -230,8 +230,9 @@ def check_answers(train: Dataset, head: Head, source: str) -> None:
     if head.kind == "features":
         return
     seen: set[object] = set()
-    for answer in train["label"]:
-        seen.update(answer if head.kind == "words" else [str(answer)])
+    for answers in _label_batches(train):
+        for answer in answers:
+            seen.update(answer if head.kind == "words" else [str(answer)])
         if len(seen) > 1:
             return
     what = "word" if head.kind == "words" else "row"
@@ -239,6 +240,13 @@ def check_answers(train: Dataset, head: Head, source: str) -> None:
         f"{source}: every {what} of the train split has the same answer, so there is nothing "
         f"to learn. Add rows with another one."
     )
+
+
+def _label_batches(rows: Dataset) -> Iterator[list[Any]]:
+    """The labels of a split, of some rows at a time: far faster than row by row."""
+    labels = rows["label"]
+    for start in range(0, max(len(rows), 1), BATCH):
+        yield labels[start : start + BATCH]
 
 
 def _listed(head: Head) -> bool:
@@ -261,9 +269,8 @@ def references_of(rows: Dataset, head: Head) -> np.ndarray | list[np.ndarray]:
     if head.kind == "features":
         return np.empty(0)
     if head.kind == "words":
-        return [np.asarray(ids, dtype=np.int64) for ids in rows["label"]]
+        return [np.asarray(ids, np.int64) for batch in _label_batches(rows) for ids in batch]
     dtype = np.float64 if head.kind == "regression" else np.int64
-    labels, starts = rows["label"], range(0, max(len(rows), 1), BATCH)
-    answers = np.concatenate([np.asarray(labels[at : at + BATCH], dtype) for at in starts])
+    answers = np.concatenate([np.asarray(batch, dtype) for batch in _label_batches(rows)])
     width = len(head.aspects) if head.kind == "aspects" else len(head.labels)
     return answers.reshape(len(rows), width) if _listed(head) else answers

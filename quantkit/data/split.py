@@ -45,7 +45,7 @@ def split_rows(keys: np.ndarray, strata: np.ndarray, split: Split) -> dict[str, 
     """
     if split.validation + split.test >= 1.0:
         raise DataError(
-            f"split.validation {split.validation} and split.test {split.test} leave no share "
+            f"data.split: validation {split.validation} and test {split.test} leave no share "
             f"for train. Lower one of them."
         )
     texts, stratum, inverse = _distinct(keys, strata)

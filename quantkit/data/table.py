@@ -77,19 +77,20 @@ def load_table(path: Path, source: Source) -> TaskData:
 def _labels(tables: Mapping[str, Path], source: Source) -> tuple[str, ...]:
     """The names of the classes: as declared, or all that occur, sorted."""
     kind = kind_of(source)
-    if source.labels is not None or kind in ("regression", "features"):
+    if source.labels or kind in ("regression", "features"):
         return source.labels or ()
     found: set[str] = set()
     for file in tables.values():
         for where, cells in read_table(file, [source.label]):
             answer: Any = answer_of(where, cells, source)
             found.update([answer] if kind == "classification" else answer)
-    if not found:
-        raise DataError(f"{', '.join(map(str, tables.values()))}: no row has a label. Add some.")
     for label in source.drop_labels:
         if label not in found:
-            raise DataError(f"source.drop_labels: {unknown('label', label, sorted(found))}")
-    return tuple(sorted(found.difference(source.drop_labels)))
+            raise DataError(f"data.drop_labels: {unknown('label', label, sorted(found))}")
+    labels = tuple(sorted(found.difference(source.drop_labels)))
+    if not labels:
+        raise DataError(f"{', '.join(map(str, tables.values()))}: no row has a label. Add some.")
+    return labels
 
 
 def _write(file: Path, source: Source, head: Head, left_out: Counter[str]) -> _Part:
@@ -152,7 +153,7 @@ def _carve(train: _Part) -> dict[str, _Part]:
 def _rows(part: _Part, split: str, path: Path) -> Dataset:
     if not len(part.chosen):
         raise DataError(
-            f"{path}: the {split} split has no rows. Give it a larger share in source.split, or "
+            f"{path}: the {split} split has no rows. Give it a larger share in data.split, or "
             f"pass a folder with one file per split."
         )
     return part.rows.select(part.chosen)

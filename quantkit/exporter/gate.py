@@ -9,16 +9,16 @@ files or fail sound ones, so there are three tests, each with graph optimisation
     attention operator, the integers, scales and bias stored for it equal the model's;
 (b) per block, fed the file's own inputs: relative error at most 1e-5, codes apart by at
     most 1 in at most 0.1 % of places;
-(c) end to end: label disagreements and the 99th percentile of |delta logit| at most twice
-    those of the same torch model in float32 against float64, one row set aside; a float
-    file must give every label. Of words every token is a row, of features each text's mean
-    over its tokens, which has no label.
+(c) end to end, over texts: label disagreements and the 99th percentile of |delta logit| at
+    most twice what float rounding alone does to the same torch model, one text set aside:
+    float64 instead of float32, or a disturbance far below what (b) allows (see `rounding`).
+    A float file must give every label, but for ties. A text of words differs as its worst token does;
+    features are compared as each text's mean over its tokens, which has no label.
 
 The batches are seeded token ids over the vocabulary at 3 x 3 sizes, full and padded, and
 the built-in sentences. Texts of the caller's are used only if passed, and never stored.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,9 +31,10 @@ from transformers import PreTrainedModel
 
 from quantkit.encoder import EncoderPlan, describe, head_of, unroll
 from quantkit.errors import ParityError
-from quantkit.exporter.answers import Difference, answer_rows, difference
+from quantkit.exporter.answers import Difference, answers, difference
 from quantkit.exporter.batches import Arrays
 from quantkit.exporter.blocks import BlockErrors, block_taps, check_blocks, check_stored
+from quantkit.exporter.rounding import disturbed, in_double
 from quantkit.heads import Head
 from quantkit.modules import QuantLinear
 from quantkit.runtime import import_onnxruntime, session_options
@@ -56,7 +57,7 @@ class ParityResult:
     relative_error: float
     code_distance: int
     code_share: float
-    rows: int  # texts, or tokens of words, compared in test (c), per optimisation level
+    rows: int  # texts compared in test (c), per optimisation level
     disagreements: int
     disagreements_allowed: int
     logit_difference: float  # 99th percentile over rows of the largest |delta logit|
@@ -113,33 +114,21 @@ def check_parity(
         ParityError: a test failed; the message says which and by how much.
     """
     model = unroll(model)
-    reader = _Reader(describe(model), head_of(model))
-    single, double = reader.torch_rows(model, batches), reader.torch_rows(_double(model), batches)
-    rounding = LOGIT_FLOOR * max(float(np.abs(rows).max()) for rows in single)
-    yardstick = difference(reader.head, single, double, rounding)
+    gate = _Gate(model, describe(model), head_of(model), batches)
+    yardstick = gate.yardstick()
     blocks, worst = BlockErrors(), Difference(0, 0.0)
-    check_stored(model, reader.plan, proto, blocks)
-    taps = _with_taps(proto, block_taps(reader.plan, model))
+    check_stored(model, gate.plan, proto, blocks)
+    taps = _with_taps(proto, block_taps(gate.plan, model))
     for optimized in (False, True):
-        tapped = _session(taps, optimized, threads)
-        for arrays in batches:
-            feeds = reader.feeds(arrays)
-            check_blocks(model, reader.plan, feeds, _run(tapped, feeds), blocks)
-        plain = _session(proto, optimized, threads)
-        outputs = [reader.output(plain, arrays) for arrays in batches]
-        rows = list(map(reader.rows, outputs, batches))
-        worst = worst.worse(difference(reader.head, rows, single, rounding))
-        alone, padded = reader.alone(plain, batches, outputs)
-        worst = worst.worse(difference(reader.head, alone, padded, rounding))
-    quantized = any(isinstance(module, QuantLinear) for module in model.modules())
-    explained = 2 * yardstick.disagreements + 1 if quantized and reader.head.labels else 0
+        gate.check_blocks(_session(taps, optimized, threads), blocks)
+        worst = worst.worse(gate.check_answers(_session(proto, optimized, threads), yardstick))
     result = ParityResult(
         **asdict(blocks),
-        rows=sum(len(rows) for rows in single),
+        rows=sum(len(answers) for answers in yardstick.answers),
         disagreements=worst.disagreements,
-        disagreements_allowed=explained,
+        disagreements_allowed=yardstick.allowed.disagreements,
         logit_difference=worst.size,
-        logit_difference_allowed=max(2.0 * yardstick.size, rounding),
+        logit_difference_allowed=yardstick.allowed.size,
     )
     if problems := result.problems():
         raise ParityError(
@@ -152,53 +141,86 @@ def check_parity(
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """What one model answers, by torch and by a file, as rows that can be compared."""
+class _Yardstick:
+    """What test (c) compares with."""
 
+    answers: Sequence[np.ndarray]  # the model's own, a batch each
+    allowed: Difference
+    tie: float  # a difference that may change a label
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """One model and the batches that it and its file are compared on."""
+
+    model: PreTrainedModel
     plan: EncoderPlan
     head: Head
+    batches: Sequence[Arrays]
+
+    @property
+    def masks(self) -> list[np.ndarray]:
+        """1 where a token stands, [batch, length] of every batch."""
+        return [arrays["attention_mask"] for arrays in self.batches]
+
+    def yardstick(self) -> _Yardstick:
+        """The model's own answers in float32, and how far rounding alone moves them."""
+        single = self.model_answers(self.model)
+        floor = LOGIT_FLOOR * max(float(np.abs(each).max()) for each in single)
+        double = self.model_answers(in_double(self.model))
+        with disturbed(self.model, self.plan):
+            other = self.model_answers(self.model)
+        found = self.difference(double, single, floor).worse(self.difference(other, single, floor))
+        size = max(2.0 * found.size, floor)
+        if not any(isinstance(module, QuantLinear) for module in self.model.modules()):
+            return _Yardstick(single, Difference(0, size), tie=size)
+        labels = 2 * found.disagreements + 1 if self.head.labels else 0
+        return _Yardstick(single, Difference(labels, size), tie=floor)
+
+    def difference(
+        self, a: Sequence[np.ndarray], b: Sequence[np.ndarray], tie: float
+    ) -> Difference:
+        """Between two computations of all batches."""
+        return difference(self.head, a, b, self.masks, tie)
+
+    def check_blocks(self, tapped: Any, errors: BlockErrors) -> None:  # noqa: ANN401
+        """Tests (a) and (b) of a file whose inner values are outputs too."""
+        for arrays in self.batches:
+            feeds = self.feeds(arrays)
+            check_blocks(self.model, self.plan, feeds, _run(tapped, feeds), errors)
+
+    def check_answers(self, session: Any, yardstick: _Yardstick) -> Difference:  # noqa: ANN401
+        """Test (c): the file beside the model, and padded texts beside the same ones alone."""
+        found = [self.file_answers(session, arrays) for arrays in self.batches]
+        together, alone, masks = [], [], []
+        for arrays, batch in zip(self.batches, found, strict=True):
+            for text, count in _padded_texts(arrays["attention_mask"]):
+                part = {name: values[text, None, :count] for name, values in arrays.items()}
+                alone.append(self.file_answers(session, part))
+                masks.append(part["attention_mask"])
+                answer = batch[text, None]
+                together.append(answer[:, :count] if self.head.kind == "words" else answer)
+        padding = difference(self.head, alone, together, masks, yardstick.tie)
+        return padding.worse(self.difference(found, yardstick.answers, yardstick.tie))
 
     def feeds(self, arrays: Arrays) -> Arrays:
         """The arrays that the model takes."""
         return {name: arrays[name] for name in self.plan.arguments}
 
-    def output(self, session: Any, arrays: Arrays) -> np.ndarray:  # noqa: ANN401
-        """The file's output for one batch."""
-        return _run(session, self.feeds(arrays))[self.plan.output]
-
-    def rows(self, output: np.ndarray, arrays: Arrays) -> np.ndarray:
-        """The rows of one batch's output."""
-        return answer_rows(self.head, output, arrays["attention_mask"])
+    def file_answers(self, session: Any, arrays: Arrays) -> np.ndarray:  # noqa: ANN401
+        """The file's answers to one batch."""
+        output = _run(session, self.feeds(arrays))[self.plan.output]
+        return answers(self.head, output, arrays["attention_mask"])
 
     @torch.inference_mode()
-    def torch_rows(self, model: PreTrainedModel, batches: Sequence[Arrays]) -> list[np.ndarray]:
-        """Rows of every batch, in float64."""
-        rows = []
-        for arrays in batches:
+    def model_answers(self, model: PreTrainedModel) -> list[np.ndarray]:
+        """The answers of `model` to every batch, in float64."""
+        found = []
+        for arrays in self.batches:
             feeds = {name: torch.from_numpy(values) for name, values in self.feeds(arrays).items()}
-            output = model(**feeds, return_dict=True)[self.plan.output]
-            rows.append(self.rows(output.double().numpy(), arrays))
-        return rows
-
-    def alone(
-        self,
-        session: Any,  # noqa: ANN401
-        batches: Sequence[Arrays],
-        outputs: Sequence[np.ndarray],
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Rows of padded texts run alone and without padding, beside those within their batch."""
-        alone, together = [], []
-        for arrays, output in zip(batches, outputs, strict=True):
-            for text, count in _padded_texts(arrays["attention_mask"]):
-                padded = {name: values[text, None] for name, values in arrays.items()}
-                single = {name: values[:, :count] for name, values in padded.items()}
-                alone.append(self.rows(self.output(session, single), single))
-                together.append(self.rows(output[text, None], padded))
-        return alone, together
-
-
-def _double(model: PreTrainedModel) -> PreTrainedModel:
-    return copy.deepcopy(model).double()
+            output = model(**feeds, return_dict=True)[self.plan.output].double().numpy()
+            found.append(answers(self.head, output, arrays["attention_mask"]))
+        return found
 
 
 def _session(proto: onnx.ModelProto, optimized: bool, threads: int | None) -> Any:  # noqa: ANN401
