@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from quantkit.checkpoint import length_limit, load_float
 from quantkit.data import TaskData, inputs_of, load_task, references_of
 from quantkit.encoder import head_of
-from quantkit.errors import DataError
+from quantkit.errors import CheckpointError, DataError
 from quantkit.exporter.inspect import bytes_by_component
 from quantkit.files import read_json
 from quantkit.heads import Head
@@ -52,14 +54,14 @@ def bench(
     of each run in `beside`, e.g. a smaller model trained on the same task.
 
     Raises:
-        CheckpointError: a file is missing.
+        CheckpointError: the run is not quantized yet, or a file is missing.
         DataError: a run beside that answers something else.
         MeasurementError: a candidate's process failed.
     """
     task = load_task(recipe.task, data, recipe.data)
     model, tokenizer = load_float(run.float_folder)
     limit = length_limit(model, tokenizer, recipe.max_length)
-    head, hidden = head_of(model), int(getattr(model.config, "hidden_size", 0))
+    head, width = head_of(model), _embedding_width(model)
     del model
     candidates = list(_candidates(recipe, run, head, beside))
     test = task.splits["test"]
@@ -87,7 +89,7 @@ def bench(
         test_rows=len(test),
         max_length=limit,
         seed=recipe.finetune.seed,
-        trimmed_bytes=metadata["trimmed_rows"] * hidden * 4,
+        trimmed_bytes=metadata["trimmed_rows"] * width * 4,
         candidates=_reports(candidates, measured, task, run),
         notes=_notes(candidates, metadata["notes"]),
         curves=tuple(training["curve"]),
@@ -114,8 +116,18 @@ def _candidates(
             export_float(which.float_folder, own)
         yield _Candidate(f"{prefix}float", which, which.float_folder)
         quantized = which.quantized_folder(own)
-        if quantized.is_dir() or (which is run and own.recurrent is None):
+        if quantized.is_dir():
             yield _Candidate(f"{prefix}int8", which, quantized)
+        elif which is run and not own.is_recurrent:
+            raise CheckpointError(
+                f"{quantized} is not there. Make it first: quantkit ptq {run.folder.name}"
+            )
+
+
+def _embedding_width(model: PreTrainedModel) -> int:
+    """Columns of the word table, which ALBERT and ELECTRA have fewer of than hidden ones."""
+    config = model.config
+    return int(getattr(config, "embedding_size", 0) or getattr(config, "hidden_size", 0))
 
 
 def _reports(

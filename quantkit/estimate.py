@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from quantkit.checkpoint import untrained
 from quantkit.errors import RecipeError
 from quantkit.recipe import Recipe
+from quantkit.student import every_second_layer
 
 __all__ = ["Estimate", "estimate", "estimate_recipe", "forward_bytes"]
 
@@ -67,6 +68,9 @@ def estimate_recipe(recipe: Recipe, devices: int) -> Estimate:
             f"with --model."
         )
     model = untrained(recipe.model)
+    if recipe.student is not None:
+        with torch.device("meta"):
+            model = every_second_layer(model)
     length = min(recipe.max_length or 512, int(model.config.max_position_embeddings))
     rows = -(-recipe.finetune.batch_size // (devices * recipe.finetune.accumulation))
     mixed = recipe.finetune.precision != "fp32"

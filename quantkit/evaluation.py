@@ -36,7 +36,8 @@ def evaluate_folder(folder: Path, task: str, data: Path | None, split: str) -> E
         split: train, validation or test.
 
     Raises:
-        DataError: an unknown split, or a model that answers something else than the task asks.
+        DataError: no task, an unknown split, or a model that answers something else than the
+            task asks.
     """
     session = load(folder)
     run = Run(session.path.parent.parent.parent)
@@ -44,6 +45,8 @@ def evaluate_folder(folder: Path, task: str, data: Path | None, split: str) -> E
     if own is not None and task in ("", own.task):
         rows = load_task(own.task, data or run.data(), own.data)
     else:
+        if not task:
+            raise DataError(f"{folder} belongs to no run. Say what to score it on with --task.")
         rows = load_task(task, data)
         if own is not None:
             rows = without_overlap(rows, load_task(own.task, run.data(), own.data))

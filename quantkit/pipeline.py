@@ -88,10 +88,11 @@ def finetune(
 
     Raises:
         OutputExistsError: the run exists, or was interrupted and neither flag is given.
+        OSError: the run's folder cannot be made.
         DataError, CheckpointError: what the recipe names cannot be read.
     """
-    if not (resume or overwrite):
-        run.refuse_if_there()
+    if not overwrite:
+        run.refuse_if_there(resume=resume)
     processes = PartialState()
     with processes.main_process_first():  # one downloads and reads, the others find it done
         task = load_task(recipe.task, data, recipe.data)
@@ -99,6 +100,7 @@ def finetune(
     limit = length_limit(start.model, start.tokenizer, recipe.max_length)
     if overwrite and processes.is_main_process:
         shutil.rmtree(run.training_folder, ignore_errors=True)
+    run.folder.mkdir(parents=True, exist_ok=True)  # now, not after the first epoch
     processes.wait_for_everyone()
     train = _encoded(task, "train", start.model, start.tokenizer, limit)
     result = train_model(
@@ -132,7 +134,7 @@ def ptq(recipe: Recipe, run: Run, data: Path | None, *, overwrite: bool = False)
         ParityError: the exported file failed the gate; nothing is kept.
         RecipeError: a recurrent baseline, which is not quantized.
     """
-    if recipe.recurrent is not None:
+    if recipe.is_recurrent:
         raise RecipeError(
             f"{run.folder} is a recurrent baseline, and quantkit quantizes encoders. "
             f"quantkit bench {run.folder.name} measures it as it is."
@@ -239,7 +241,7 @@ def read_inputs(path: Path, checkpoint: Path) -> Inputs:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise DataError(
             f"{path}: no such file. --texts takes a file with one text a line."
         ) from None

@@ -145,6 +145,11 @@ class Recipe:
     export: Export = Field(default_factory=Export)
     bench: Bench = Field(default_factory=Bench)
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the model is a recurrent baseline, which is measured and not quantized."""
+        return self.model == "recurrent"
+
 
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
@@ -230,8 +235,15 @@ def with_changes(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
             if not isinstance(below, dict):
                 raise RecipeError(f"{path}: {parent} is a value, not a section.")
             slot = below
-        slot[last] = yaml.safe_load(value) if isinstance(value, str) else value
+        slot[last] = _parsed(value, path) if isinstance(value, str) else value
     return parse_recipe(values, "recipe")
+
+
+def _parsed(text: str, path: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"{path}: {text!r} is not YAML. Check brackets and quotes.") from None
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -244,9 +256,13 @@ def _shipped(path: Path) -> Path | None:
     """The shipped file meant by `indonlu/emot.yaml`, `recipes/indonlu/emot.yaml` or `emot.yaml`."""
     folder = _shipped_folder()
     inside = Path(*path.parts[1:]) if path.parts[:1] == ("recipes",) else path
-    if not path.is_absolute() and (folder / inside).is_file():
+    if path.is_absolute() or not path.name:
+        return None
+    if (folder / inside).is_file():
         return folder / inside
-    return next(iter(sorted(folder.rglob(path.name))), None)
+    # Only a bare name: a misspelt path must not become another recipe.
+    found = folder.rglob("*.yaml") if len(inside.parts) == 1 else ()
+    return next((file for file in sorted(found) if file.name == path.name), None)
 
 
 def _shipped_folder() -> Path:
@@ -278,10 +294,9 @@ def _keys_at(location: list[str]) -> list[str]:
     """The keys that are allowed at a path; a union's member is found by its name tag."""
     here: Any = Recipe
     for part in location:
-        if is_dataclass(here):
-            here = get_type_hints(here)[part]
-        else:
-            here = next(m for m in _members(here) if get_type_hints(m)["name"] == Literal[part])
+        slots = [member for member in _members(here) if is_dataclass(member)]
+        tagged = [slot for slot in slots if get_type_hints(slot).get("name") == Literal[part]]
+        here = tagged[0] if tagged else get_type_hints(slots[0])[part]
     members = _members(here)
     return [field.name for member in members if is_dataclass(member) for field in fields(member)]
 

@@ -76,18 +76,25 @@ class Run:
         for name in ("report.json", "report.md"):
             (self.folder / name).unlink(missing_ok=True)
 
-    def refuse_if_there(self) -> None:
-        """Refuse to write over an earlier run.
+    @property
+    def interrupted(self) -> bool:
+        """Whether a fine-tuning was begun that has not finished."""
+        return self.training_folder.is_dir()
+
+    def refuse_if_there(self, *, resume: bool) -> None:
+        """Refuse to write over an earlier run; `resume` allows an interrupted one.
 
         Raises:
             OutputExistsError: the run is complete, or was interrupted.
         """
+        if resume and self.interrupted:
+            return
         if self.complete:
             raise OutputExistsError(
                 f"The run {self.folder} exists already. Pass --overwrite to replace it, or "
                 f"choose another name with --name."
             )
-        if self.training_folder.is_dir():
+        if self.interrupted:
             raise OutputExistsError(
                 f"The run {self.folder} was interrupted. Pass --resume to continue it, or "
                 f"--overwrite to start again."

@@ -25,6 +25,7 @@ from quantkit import pipeline
 from quantkit.answers import decisions
 from quantkit.config import STRICT
 from quantkit.data import inputs_of, load_task, references_of
+from quantkit.data.naming import unknown
 from quantkit.errors import RecipeError
 from quantkit.files import read_json, write_json
 from quantkit.heads import Head
@@ -38,6 +39,7 @@ from quantkit.runtime import find_onnx, load
 __all__ = ["Study", "load_study", "run_study", "study_rows", "unit_file"]
 
 Changes = dict[str, Any]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # of files and folders
 SCHEMA = 1
 
 
@@ -45,11 +47,11 @@ SCHEMA = 1
 class Study:
     """What is compared; `float`, the fine-tuned model itself, is always the first method."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Name
     recipes: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     changes: Changes = Field(default_factory=dict)
-    methods: dict[str, Changes] = Field(default_factory=dict)
+    methods: dict[Name, Changes] = Field(default_factory=dict)
 
     def recipe(self, source: str, seed: int, changes: Mapping[str, Any]) -> Recipe:
         """The recipe of one unit."""
@@ -71,7 +73,8 @@ def load_study(path: str | Path, changes: Mapping[str, Any]) -> Study:
     after hours.
 
     Raises:
-        RecipeError: not a study, or a recipe or a change in it that does not fit.
+        RecipeError: not a study, a recipe or a change in it that does not fit, or two recipes
+            of one task.
     """
     values, source = read_yaml(path)
     try:
@@ -83,11 +86,29 @@ def load_study(path: str | Path, changes: Mapping[str, Any]) -> Study:
         raise RecipeError(f"{source}: methods.float is always there. Remove it from `methods`.")
     merged = {**asdict(study), "changes": {**study.changes, **changes}}
     study = _ADAPTER.validate_python(merged)
-    for recipe in study.recipes:
-        base = study.recipe(recipe, study.seeds[0], {})
-        for method in study.methods:
-            study.method(base, method)
+    _check(study, source)
     return study
+
+
+def _check(study: Study, source: str) -> None:
+    """Resolve the recipe of every unit and method."""
+    seen: dict[str, str] = {}
+    for name in study.recipes:
+        for seed in study.seeds:
+            base = study.recipe(name, seed, {})
+            for method in study.methods:
+                study.method(base, method)
+        if base.task in seen:
+            raise RecipeError(
+                f"{source}: {seen[base.task]} and {name} are both of the task {base.task}, by "
+                f"which results are told apart. Make two studies of them."
+            )
+        if base.is_recurrent and study.methods:
+            raise RecipeError(
+                f"{source}: {name} is a recurrent baseline, which is not quantized. Put it into "
+                f"a study without methods."
+            )
+        seen[base.task] = name
 
 
 def unit_file(study: Study, task: str, seed: int, results: Path) -> Path:
@@ -113,7 +134,14 @@ def run_study(
         data: the datasets' folder.
         only: tasks to restrict the study to.
         say: told which unit begins.
+
+    Raises:
+        RecipeError: `only` names a task that the study has not.
     """
+    tasks = _tasks(study)
+    for task in only:
+        if task not in tasks:
+            raise RecipeError(unknown("task", task, tasks))
     for source in study.recipes:
         for seed in study.seeds:
             recipe = study.recipe(source, seed, {})
@@ -124,6 +152,10 @@ def run_study(
             run = Run(runs / study.name / f"{recipe.task}-{seed}")
             write_json(target, _unit(study, recipe, run, data))
             shutil.rmtree(run.folder)
+
+
+def _tasks(study: Study) -> list[str]:
+    return [study.recipe(source, study.seeds[0], {}).task for source in study.recipes]
 
 
 def _unit(study: Study, recipe: Recipe, run: Run, data: Path | None) -> dict[str, Any]:
@@ -195,9 +227,8 @@ def study_rows(study: Study, results: Path) -> list[str]:
     head = ["task", "score", "seeds", "float, %"]
     head += [f"{m}: {what}" for m in methods[1:] for what in ("%", "change", "labels equal, %")]
     lines = [f"| {' | '.join(head)} |", f"| --- | --- |{' ---: |' * (len(head) - 2)}"]
-    tasks = [study.recipe(source, 0, {}).task for source in study.recipes]
     rows = {}
-    for task in tasks:
+    for task in _tasks(study):
         files = [unit_file(study, task, seed, results) for seed in study.seeds]
         units = [read_json(file) for file in files if file.is_file()]
         if units:

@@ -6,7 +6,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from quantkit.encoder import describe
+from quantkit.encoder import describe, unroll
 from tests.conftest import ROWS
 
 FAMILIES = ("Bert", "Albert", "DistilBert", "Roberta", "XLMRoberta", "Electra")
@@ -55,7 +55,7 @@ def small_model(
     torch.manual_seed(seed)
     config = small_config(family, layers, **settings)
     model: PreTrainedModel = getattr(transformers, f"{family}{head}")(config)
-    names = dict(model.named_modules())
+    names = dict(unroll(model).named_modules())  # with the model's own Parameters
     with torch.no_grad():
         for number, layer in enumerate(describe(model).layers):
             # A weight that several layers share is made wide once.

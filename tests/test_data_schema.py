@@ -1,7 +1,6 @@
 """The columns of every kind of task, what is refused on the way in, and what comes out."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +27,9 @@ TRAIN = {
 }
 
 
+Bad = tuple[str | list[str], str | list[str] | None]
+
+
 def task_of(head: Head, train: list[Example] | None = None) -> TaskData:
     rows = TRAIN[head.kind] if train is None else train
     sources = {split: f"{split}.tsv" for split in SPLITS}
@@ -45,7 +47,9 @@ def task_of(head: Head, train: list[Example] | None = None) -> TaskData:
     ],
     ids=lambda value: value.kind if isinstance(value, Head) else "",
 )
-def test_columns_and_ids_follow_the_head(head: Head, columns: list[str], labels: Any) -> None:
+def test_columns_and_ids_follow_the_head(
+    head: Head, columns: list[str], labels: list[object]
+) -> None:
     task = task_of(head)
     assert (task.name, task.labels, task.notes) == ("t", head.labels, ("a note",))
     for split in SPLITS:
@@ -120,13 +124,13 @@ def test_inputs_of_texts_pairs_words_and_questions() -> None:
         (SCORE, ("x", None), r"the label is None"),
         (ENTITIES, (["a", "b"], ["O"]), r"2 words but 1 labels"),
         (ENTITIES, (["a"], ["b-per"]), r"'a' has an unknown label 'b-per'.*Did you mean 'B-PER'"),
-        (ENTITIES, ([], []), r"the tokens are a sentence without words"),
-        (ENTITIES, (["a", ""], ["O", "O"]), r"word 2 of the tokens is empty"),
-        (ENTITIES, (["a\0"], ["O"]), r"the tokens holds a NUL character"),
-        (ENTITIES, (["a"], ["O"], []), r"the question are a sentence without words"),
+        (ENTITIES, ([], []), r"the sentence has no words"),
+        (ENTITIES, (["a", ""], ["O", "O"]), r"word 2 of the sentence is empty"),
+        (ENTITIES, (["a\0"], ["O"]), r"the sentence holds a NUL character"),
+        (ENTITIES, (["a"], ["O"], []), r"the question has no words"),
     ],
 )
-def test_bad_rows_are_refused_with_their_line(head: Head, bad: Any, message: str) -> None:
+def test_bad_rows_are_refused_with_their_line(head: Head, bad: Bad, message: str) -> None:
     with pytest.raises(DataError, match=f"^f.tsv:7: {message}"):
         task_of(head, [*TRAIN[head.kind], Example("f.tsv:7", *bad)])
 

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import quantkit
+from quantkit import runtime
 from quantkit.answers import Aspects, Labels, Prediction, Value, Vector, Words
 from quantkit.errors import DataError
 from quantkit.exporter import export
@@ -218,31 +219,6 @@ def test_threads_do_not_set_the_limits_of_one_tokenizer_at_once(
     assert together == [1] * 4
 
 
-@pytest.mark.parametrize(
-    ("kind", "texts", "pairs", "message"),
-    [
-        ("classification", ["enak", None], None, r"Row 2 is a NoneType \(None\), not a text\."),
-        ("classification", [3.5], None, "Row 1 is a float"),
-        ("classification", [["enak"]], None, "Row 1 is a list"),
-        ("classification", "enak", None, r"the one text 'enak'\. Pass \[text\]"),
-        ("classification", ["enak"], [None], "Row 1 is a NoneType"),
-        ("classification", ["enak"], ["a", "b"], "1 texts and 2 pairs"),
-        ("classification", ["\ud800"], None, "Row 1 holds a character"),
-        ("words", [["enak", 3]], None, "Row 1, word 2 is a int"),
-        ("words", [None], None, "not a text or a list of words"),
-    ],
-)
-def test_what_is_not_a_text_is_named(
-    kind: str,
-    texts: Any,  # noqa: ANN401
-    pairs: Any,  # noqa: ANN401
-    message: str,
-    opened: Open,
-) -> None:
-    with pytest.raises(DataError, match=message):
-        opened(kind).predict(texts, pairs)
-
-
 def test_logits_are_of_whole_texts(opened: Open) -> None:
     with pytest.raises(DataError, match="answers each word"):
         opened("words").logits(["enak"])
@@ -303,24 +279,16 @@ def test_a_stream_of_words_takes_tokens_and_questions(opened: Open) -> None:
     assert found == [session.predict(["makanan enak"])[0].to_json()] * 4
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        (["enak"] * 5 + [{"teks": "enak"}], "Row 6 has no text; found teks"),
-        ([{"text": None}], "Row 1, text is a NoneType"),
-        ([{"text": "enak", "text_pair": 3}], "Row 1, text_pair is a int"),
-        ([7], "Row 1 is a int"),
-        ("enak", "found one str"),
-        ({"text": "enak"}, "found one dict"),
-    ],
-)
-def test_a_stream_names_the_row_that_is_no_text(
-    rows: Any,  # noqa: ANN401
-    message: str,
-    opened: Open,
-) -> None:
-    with pytest.raises(DataError, match=message):
-        list(opened("classification").stream(rows, chunk=4))
+def test_a_row_that_is_no_text_is_named_wherever_it_stands(opened: Open) -> None:
+    session = opened("classification")
+    with pytest.raises(DataError, match="Row 6 is a int"):
+        list(session.stream([*TEXTS, 7], chunk=4))  # type: ignore[list-item]
+    with pytest.raises(DataError, match="Row 2 is a float"):
+        session.predict(["enak", 3.5])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="Row 1 is a NoneType"):
+        session.outputs(Inputs([None]))  # type: ignore[list-item]
+    with pytest.raises(DataError, match="found one str"):
+        next(session.stream("enak"))
 
 
 def test_serving_imports_no_torch(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:

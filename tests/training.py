@@ -12,6 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import RobertaProcessing
+from tokenizers.trainers import BpeTrainer
 from torch import nn
 from transformers import (
     BertConfig,
@@ -19,6 +24,8 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaTokenizerFast,
 )
 
 from quantkit.batching import IGNORED, Encoded, References
@@ -42,6 +49,25 @@ TRAINABLE = (CLASSES, ASPECTS, MULTILABEL, REGRESSION, WORDS)
 SETTINGS = Finetune(epochs=3, batch_size=8, lr=1e-3, warmup=0.25, dropout=0.1, save_every=3)
 STEPS = 12  # of `run` with these settings and rows: 4 an epoch
 VOCABULARY = 40
+
+
+def byte_level_tokenizer(*, spaced: bool = False) -> PreTrainedTokenizerBase:
+    """A tokenizer of RoBERTa's kind, with <s> 0, <pad> 1, </s> 2, <unk> 3 and <mask> 4."""
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=spaced)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = BpeTrainer(
+        vocab_size=290,
+        special_tokens=special,
+        initial_alphabet=sorted(ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(["makanan enak tidak sekali pelayanan"] * 3, trainer)
+    backend.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer: PreTrainedTokenizerBase = RobertaTokenizerFast(
+        tokenizer_object=backend, add_prefix_space=spaced
+    )
+    return tokenizer
 
 
 class Killed(Exception):  # noqa: N818

@@ -17,6 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+INTERRUPTED = 130  # exit status
+
 # Import names of what the extra `train` installs.
 _TRAINING = {"torch", "transformers", "accelerate", "datasets", "evaluate", "sklearn"}
 _TRAINING |= {"pydantic", "yaml", "onnx"}
@@ -36,10 +38,13 @@ def main() -> None:
             f"This command needs {missing}, which serving alone does not install: "
             f"pip install 'quantkit[train,cpu]'"
         )
-    except PermissionError as problem:
-        _fail(f"{problem.filename}: no permission to write or read it. Choose another folder.")
-    except KeyboardInterrupt:
-        _fail("Interrupted. An unfinished fine-tuning continues with --resume.", status=130)
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as problem:
+        reason = f"{problem.filename} cannot be read or written: {problem.strerror}"
+        _fail(f"{reason}. Choose another place.")
+    except SystemExit as stopped:
+        if stopped.code == INTERRUPTED:  # which typer makes of a KeyboardInterrupt
+            _fail("Interrupted. An unfinished fine-tuning continues with --resume.", INTERRUPTED)
+        raise
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:

@@ -1,5 +1,6 @@
 """Options that several commands share, and how they become a recipe and a run."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,7 @@ __all__ = [
     "Tokens",
     "changes_of",
     "newest_quantized",
+    "quoted",
     "recipe_of",
     "run_named",
     "say",
@@ -48,7 +50,7 @@ Runs = Annotated[Path, typer.Option(help="Folder that holds all runs.")]
 Name = Annotated[str, typer.Option(help="The run's name; default: the recipe's.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Threads = Annotated[int | None, typer.Option(help="Threads of each session; default: all.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of each session; default: all.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a recipe's value, e.g. --set finetune.epochs=5"),
@@ -66,7 +68,7 @@ def recipe_of(source: str, model: str, changes: Mapping[str, object]) -> "Recipe
     """The recipe file `source` with another model, if one is given, and changed values."""
     from quantkit.recipe import load_recipe, with_changes
 
-    values = {"model": model} if model else {}
+    values = {"model": quoted(model)} if model else {}
     return with_changes(load_recipe(source), values | dict(changes))
 
 
@@ -90,8 +92,13 @@ def table_of(text: str, label: str, text_pair: str, tokens: str, question: str) 
         "data.tokens": tokens,
         "data.question": question,
     }
-    given = {path: column for path, column in columns.items() if column}
+    given = {path: quoted(column) for path, column in columns.items() if column}
     return {"task": "custom", **given} if given else {}
+
+
+def quoted(text: str) -> str:
+    """Text that a recipe reads back as it is, even `no` and `1`, which YAML takes for values."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def run_named(runs: Path, name: str) -> "Run":

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "predict"]
 
+PLAIN = ("pearson", "spearman", "cosine", "rmse", "mae")  # scores that are no shares
+
 
 @app.command("eval")
 def evaluate(
@@ -34,7 +36,7 @@ def evaluate(
     for note in found.notes:
         say(f"Note: {note}")
     for key, value in found.scores.items():
-        say(f"{key:>24}  {100 * value:6.2f} %")
+        say(f"{key:>24}  " + (f"{value:6.4f}" if key in PLAIN else f"{100 * value:6.2f} %"))
     for each in found.classes:
         say(
             f"{each.name:>24}  precision {100 * each.precision:6.2f} %  recall "
@@ -91,7 +93,7 @@ def _rows(lines: Iterator[str], file: str) -> Iterator[object]:
             continue
         try:
             yield json.loads(text)
-        except json.JSONDecodeError as problem:
+        except (ValueError, RecursionError) as problem:
             raise DataError(
                 f"{file}:{at}: a line that begins with a brace is read as JSON, and this one is "
                 f'none ({problem}). Write {{"text": ...}}.'

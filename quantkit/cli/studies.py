@@ -17,6 +17,7 @@ from quantkit.cli.options import (
     Set,
     Threads,
     changes_of,
+    quoted,
     recipe_of,
     run_named,
     say,
@@ -63,7 +64,7 @@ def study(
     """Run tasks x methods x seeds; a finished unit is one JSON file and is not made again."""
     from quantkit.study import load_study, run_study, study_rows
 
-    values = ({"model": model} if model else {}) | changes_of(changes)
+    values = ({"model": quoted(model)} if model else {}) | changes_of(changes)
     loaded = load_study(file, values)
     run_study(loaded, results, runs, data, only=only or (), say=say)
     for line in study_rows(loaded, results):
@@ -75,7 +76,7 @@ def study(
 def estimate(
     recipe: RecipeArgument = "builtin.yaml",
     model: Model = "",
-    devices: Annotated[int, typer.Option(help="Data-parallel processes.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Data-parallel processes.")] = 1,
     runs: Runs = RUNS,
     changes: Set = None,
 ) -> None:
@@ -106,5 +107,5 @@ def measure_and_say(
     report = bench(recipe, run, data, threads=threads, beside=beside)
     typer.echo(to_markdown(report))
     say(f"Report: {run.folder / 'report.json'} and report.md")
-    folder = run.float_folder if recipe.recurrent is not None else run.quantized_folder(recipe)
+    folder = run.float_folder if recipe.is_recurrent else run.quantized_folder(recipe)
     say_next(f'quantkit predict "makanannya enak sekali" --model {folder}')

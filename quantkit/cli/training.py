@@ -1,5 +1,6 @@
 """Commands that make models: finetune, ptq, export, run."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +64,7 @@ def finetune(
     resolved = recipe_of(recipe, model, columns | changes_of(changes))
     run = run_named(runs, name or resolved.name)
     _finetune(resolved, run, data, resume, overwrite)
-    say_next(f"quantkit {'ptq' if resolved.recurrent is None else 'bench'} {run.folder.name}")
+    say_next(f"quantkit {'bench' if resolved.is_recurrent else 'ptq'} {run.folder.name}")
 
 
 @app.command()
@@ -128,10 +129,10 @@ def run_line(
 
     resolved = recipe_of(recipe, model, changes_of(changes))
     chosen = run_named(runs, name or resolved.name)
-    if not (resume and chosen.complete):
+    if not resume or chosen.interrupted or not chosen.complete:
         _finetune(resolved, chosen, data, resume, overwrite)
     done = resume and chosen.quantized_folder(resolved).is_dir()
-    if resolved.recurrent is None and not done:
+    if not (resolved.is_recurrent or done):
         _ptq(resolved, chosen, data, overwrite)
     measure_and_say(resolved, chosen, data, threads, ())
 
@@ -199,7 +200,8 @@ def _ptq_checkpoint(
             "--checkpoint needs --texts FILE: about 256 texts of the model's task, one a line, "
             "to take the input ranges from."
         )
-    name = checkpoint.resolve().name
+    # What is not allowed in a recipe's name becomes hyphens.
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint.resolve().name).lstrip("-._") or "model"
     base = load_recipe(recipe) if recipe else Recipe(name, "none", str(checkpoint))
     resolved = with_bits(with_changes(base, changes_of(changes)), bits)
     folder = run_named(runs, name).quantized_folder(resolved)

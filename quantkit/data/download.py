@@ -88,7 +88,8 @@ def fetch(url: str, sha256: str, target: Path) -> None:
     if found != sha256:
         raise DataError(
             f"{url} has SHA-256 {found}, expected {sha256}: it is damaged, or not the file that "
-            f"quantkit knows. Run again, or get it by hand and pass --data FOLDER, the folder it is in."
+            f"quantkit knows. Run again, or get it by hand and pass --data FOLDER, the folder "
+            f"it is in."
         )
 
 

@@ -54,8 +54,9 @@ def load_ppkm(name: str, folder: Path) -> TaskData:
     if size := SIZES[name]:
         parts = _smaller(parts, keys, strata, size)
         notes.append(f"{size} distinct texts were drawn, stratified by label.")
+    sources = {split: f"{file} ({split})" for split in SPLITS}
     chosen = {split: [usable[row] for row in parts[split]] for split in SPLITS}
-    return build_task(name, HEAD, chosen, dict.fromkeys(SPLITS, str(file)), tuple(notes))
+    return build_task(name, HEAD, chosen, sources, tuple(notes))
 
 
 def _find(folder: Path) -> Path:

@@ -138,9 +138,10 @@ def encode(row: Example, head: Head) -> dict[str, Any]:
         DataError: an empty text, a sentence without words, a character that is no text,
             an unknown label, or another number of labels than of words or aspects.
     """
-    first, second = ("tokens", "question") if head.kind == "words" else ("text", "text_pair")
-    check = _check_words if head.kind == "words" else _check_text
-    check(row.first, first, row.where)
+    words = head.kind == "words"
+    first, second = ("tokens", "question") if words else ("text", "text_pair")
+    check = _check_words if words else _check_text
+    check(row.first, "sentence" if words else first, row.where)
     values: dict[str, Any] = {first: row.first}
     if row.second is not None:
         check(row.second, second, row.where)
@@ -202,7 +203,7 @@ def _check_text(text: Any, name: str, where: str) -> None:  # noqa: ANN401
 
 def _check_words(words: Any, name: str, where: str) -> None:  # noqa: ANN401
     if not words:
-        raise DataError(f"{where}: the {name} are a sentence without words. Remove the row.")
+        raise DataError(f"{where}: the {name} has no words. Remove the row.")
     if "" in words:
         raise DataError(
             f"{where}: word {list(words).index('') + 1} of the {name} is empty. Remove it, and "

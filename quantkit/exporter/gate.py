@@ -12,8 +12,8 @@ files or fail sound ones, so there are three tests, each with graph optimisation
 (c) end to end, over texts: label disagreements and the 99th percentile of |delta logit| at
     most twice what float rounding alone does to the same torch model, one text set aside:
     float64 instead of float32, or a disturbance far below what (b) allows (see `rounding`).
-    A float file must give every label, but for ties. A text of words differs as its worst token does;
-    features are compared as each text's mean over its tokens, which has no label.
+    A float file must give every label, but for ties. A text of words differs as its worst
+    token does; features are compared as each text's mean over its tokens, without a label.
 
 The batches are seeded token ids over the vocabulary at 3 x 3 sizes, full and padded, and
 the built-in sentences. Texts of the caller's are used only if passed, and never stored.

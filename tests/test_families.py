@@ -1,0 +1,405 @@
+"""Every family with every head: quantized, packed, exported through the gate, reopened."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from quantkit.encoder import describe, head_of, rolled_config, unroll
+from quantkit.errors import CheckpointError
+from quantkit.exporter import export
+from quantkit.exporter.batches import gate_batches
+from quantkit.exporter.bert import build
+from quantkit.exporter.gate import check_parity
+from quantkit.exporter.inspect import bytes_by_component, optimized_operators
+from quantkit.heads import HEAD_KEY, Head
+from quantkit.modules import QuantEmbedding, QuantLinear
+from quantkit.packed import load_packed, save_packed
+from quantkit.ptq import Quantized, quantize
+from quantkit.recipe import Recipe
+from quantkit.runtime import session_options
+from tests.conftest import ROWS, batch_of
+from tests.models import FAMILIES, HEADS, HIDDEN, LABELS, LENGTH, NARROW, small_config, small_model
+
+LAYERS = 2
+SEQUENCE, WORDS, BARE = HEADS
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family with one head, float and quantized."""
+
+    family: str
+    head: str
+    model: PreTrainedModel
+    quantized: Quantized
+
+    @property
+    def output(self) -> str:
+        return "last_hidden_state" if self.head == BARE else "logits"
+
+
+@pytest.fixture(scope="module", params=[(family, head) for family in FAMILIES for head in HEADS])
+def case(request: pytest.FixtureRequest) -> Case:
+    family, head = request.param
+    model = small_model(family, head)
+    return Case(family, head, model, _quantized(model))
+
+
+def _quantized(model: PreTrainedModel, **slots: Any) -> Quantized:  # noqa: ANN401
+    recipe = Recipe(name="test", task="none", model="none", **slots)
+    batches = [batch_of(8, 12, seed=1), batch_of(4, 30, seed=2)]
+    return quantize(model, batches, recipe=recipe, reachable_rows=ROWS)
+
+
+def _padded(size: int, length: int, padding: int) -> Batch:
+    """A batch whose first text is short, with the padding id behind it."""
+    batch = batch_of(size, length, seed=length)
+    batch["attention_mask"][0, length // 2 :] = 0
+    batch["input_ids"][0, length // 2 :] = padding
+    batch["token_type_ids"][1:, length // 2 :] = 1
+    return batch
+
+
+def _answers(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    plan = describe(model)
+    with torch.no_grad():
+        result: torch.Tensor = model(**{n: batch[n] for n in plan.arguments})[plan.output]
+    return result
+
+
+def _of_file(source: Path | onnx.ModelProto, batch: Batch) -> np.ndarray:
+    content = str(source) if isinstance(source, Path) else source.SerializeToString()
+    session = onnxruntime.InferenceSession(
+        content, session_options(), providers=["CPUExecutionProvider"]
+    )
+    names = [value.name for value in session.get_inputs()]
+    result: np.ndarray = session.run(None, {name: batch[name].numpy() for name in names})[0]
+    return result
+
+
+def _close(found: np.ndarray, expected: torch.Tensor, batch: Batch, head: str) -> bool:
+    """Within a rounding flip's reach of the model's answers, at tokens that are no padding."""
+    reference = expected.numpy()
+    if head != SEQUENCE:
+        mask = batch["attention_mask"].numpy() == 1
+        found, reference = found[mask], reference[mask]
+    error = np.square(found - reference).mean()
+    return bool(error <= 1e-4 * np.square(reference).mean())
+
+
+def test_linears_and_tables_are_quantized_and_the_classifier_is_not(case: Case) -> None:
+    plan = describe(case.quantized.model)
+    kinds = {name: type(module) for name, module in case.quantized.model.named_modules()}
+    inside = {name for shared in plan.inputs() for name in shared.linears}
+    classifier = plan.head.classifier.linears if plan.head.classifier else ()
+    assert {name for name, kind in kinds.items() if kind is QuantLinear} == inside - {*classifier}
+    assert all(kinds[name] is nn.Linear for name in classifier)
+    assert {name for name, kind in kinds.items() if kind is QuantEmbedding} == {
+        *plan.embedding.tables
+    }
+    # What the task does not use, a bare model's pooler, is left alone.
+    others = {name for name, kind in kinds.items() if kind is nn.Linear} - {*classifier}
+    assert all(name.startswith("pooler") and case.head == BARE for name in others)
+
+
+def test_the_answers_stay_close(case: Case) -> None:
+    batch = _padded(16, 20, describe(case.model).pad_token_id)
+    whole, small = _answers(case.model, batch), _answers(case.quantized.model, batch)
+    if case.head != SEQUENCE:
+        kept = batch["attention_mask"] == 1
+        whole, small = whole[kept], small[kept]
+    noise = (whole - small).square().mean(0).sum()
+    assert 0.0 < float(noise) < 0.03 * float(whole.var(0).sum())
+
+
+def test_a_packed_folder_loads_back_bit_for_bit(
+    case: Case, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    save_packed(case.quantized, tokenizer, tmp_path, max_length=LENGTH)
+    loaded = load_packed(tmp_path).model
+    before, after = case.quantized.model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    batch = _padded(3, 14, describe(loaded).pad_token_id)
+    assert torch.equal(_answers(case.quantized.model, batch), _answers(loaded, batch))
+
+
+def test_both_files_pass_the_gate_and_answer_like_torch(
+    case: Case, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    batch = _padded(5, 21, describe(case.model).pad_token_id)
+    for name, model in (("float", case.model), ("int8", case.quantized.model)):
+        exported = export(model, tokenizer, tmp_path / name, max_length=LENGTH)
+        assert exported.parity.problems() == []
+        found = _of_file(exported.path, batch)
+        assert found.shape == _answers(model, batch).shape
+        assert _close(found, _answers(model, batch), batch, case.head)
+        sizes = bytes_by_component(exported.path)
+        assert sizes.total == exported.path.stat().st_size
+        assert (sizes.head > 0) == (case.head != BARE)
+
+
+def test_a_file_takes_and_gives_what_the_family_has(case: Case) -> None:
+    file = build(case.quantized.model, {})
+    inputs = [value.name for value in file.graph.input]
+    types = case.family in ("Bert", "Albert", "Electra")
+    assert inputs == ["input_ids", "attention_mask", *(["token_type_ids"] if types else [])]
+    (output,) = file.graph.output
+    shape = [d.dim_param or d.dim_value for d in output.type.tensor_type.shape.dim]
+    width: list[str | int] = [HIDDEN if case.head == BARE else len(LABELS)]
+    assert output.name == case.output
+    assert shape == (["batch"] if case.head == SEQUENCE else ["batch", "length"]) + width
+
+
+def test_four_integer_products_per_layer(case: Case) -> None:
+    """In the graph that ONNX Runtime runs; beside them a projection and a head's first Linear."""
+    plan = describe(case.quantized.model)
+    operators = optimized_operators(build(case.quantized.model, {}))
+    others = (plan.embedding.projection is not None) + (plan.head.dense is not None)
+    assert operators["QAttention"] == LAYERS
+    assert operators["MatMulIntegerToFloat"] == 3 * LAYERS + others
+    assert operators["QuantizeLinear"] == 4 * LAYERS + others
+    floats = sum(operators.get(kind, 0) for kind in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm"))
+    assert floats == (case.head != BARE)
+
+
+def _bytes(tmp_path: Path, model: PreTrainedModel) -> int:
+    path = tmp_path / "model.onnx"
+    onnx.save_model(build(model, {}), path)
+    return path.stat().st_size
+
+
+def test_an_albert_file_holds_its_layer_once(tmp_path: Path) -> None:
+    once = small_model("Albert", layers=1, intermediate_size=768)
+    often = small_model("Albert", layers=12, intermediate_size=768)
+    calls = 11
+    for short, long in ((once, often), (_quantized(once).model, _quantized(often).model)):
+        layer = 2 * HIDDEN * 768  # the least that another layer would take, in bytes
+        # The nodes of a call, and the scales and zero points of its four inputs.
+        assert 0 < _bytes(tmp_path, long) - _bytes(tmp_path, short) < calls * layer / 8
+    model = _quantized(often).model
+    scales = {
+        float(model.get_submodule(shared.linears[0]).input_quantizer.scale)
+        for layer in describe(model).layers
+        for shared in layer.inputs
+    }
+    assert len(scales) > calls  # each call has its own
+    parity = check_parity(model, build(model, {}), gate_batches(ROWS, 40))
+    assert parity.problems() == []
+
+
+def test_albert_shares_weights_between_calls_and_not_ranges(tmp_path: Path) -> None:
+    model = small_model("Albert", layers=4, num_hidden_groups=2)
+    unrolled = unroll(model)
+    batch = batch_of(3, 9)
+    assert torch.equal(_answers(model, batch), _answers(unrolled, batch))
+    assert {id(p) for p in model.parameters()} == {id(p) for p in unrolled.parameters()}
+    assert model.config.num_hidden_groups == 2
+    assert [layer.first for layer in describe(model).layers] == [0, 0, 2, 2]
+    quantized = _quantized(model)
+    groups = quantized.model.get_submodule("albert.encoder.albert_layer_groups")
+    first, second, third, _ = (group.albert_layers[0].ffn for group in groups)
+    for part in ("codes", "scale", "bias"):
+        assert getattr(first, part) is getattr(second, part)
+        assert getattr(first, part) is not getattr(third, part)
+    assert first.input.multiplier is second.input.multiplier
+    assert first.input.scale != second.input.scale
+    assert rolled_config(quantized.model)["num_hidden_groups"] == 2
+
+
+def test_a_packed_albert_stores_its_layer_once(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    save_packed(_quantized(small_model("Albert")), tokenizer, tmp_path, max_length=LENGTH)
+    with safe_open(tmp_path / "quantkit.safetensors", framework="pt") as file:
+        names = set(file.keys())
+    layer = "albert.encoder.albert_layer_groups.{}.albert_layers.0"
+    assert f"{layer.format(0)}.ffn.codes" in names
+    second = {name for name in names if name.startswith(layer.format(1))}
+    assert all(name.endswith((".input.scale", ".input.zero_point")) for name in second)
+    assert len(second) == 2 * 4
+    assert load_packed(tmp_path).model.config.num_hidden_groups == LAYERS
+
+
+def test_skipping_one_call_keeps_all_calls_in_float() -> None:
+    model = small_model("Albert")
+    calls = _quantized(model, skip=("classifier", "*groups.1*.ffn_output")).model
+    for layer in describe(calls).layers:
+        assert type(calls.get_submodule(layer.output.linears[0])) is nn.Linear
+        assert type(calls.get_submodule(layer.intermediate.linears[0])) is QuantLinear
+
+
+def test_other_albert_groups_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="inner_group_num: 2"):
+        describe(small_model("Bert").__class__ and _bare("Albert", inner_group_num=2))
+
+
+def _bare(family: str, **settings: object) -> PreTrainedModel:
+    import transformers
+
+    model: PreTrainedModel = getattr(transformers, f"{family}Model")(
+        small_config(family, **settings)
+    )
+    return model
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "XLMRoberta", "Electra"])
+def test_decoders_are_refused(family: str) -> None:
+    with pytest.raises(CheckpointError, match="is_decoder: true"):
+        describe(_bare(family, is_decoder=True))
+
+
+def test_relative_positions_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="position_embedding_type: relative_key"):
+        describe(_bare("Bert", position_embedding_type="relative_key"))
+
+
+def test_unknown_models_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="quantize a Linear .*ForTokenClassification"):
+        describe(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("family", ["Bert", "DistilBert"])
+def test_query_key_and_value_may_have_no_bias(family: str) -> None:
+    model = small_model(family)
+    for layer in describe(model).layers:
+        for name in layer.query_key_value.linears:
+            model.get_submodule(name).bias = None
+    quantized = _quantized(model).model
+    for each in (model, quantized):
+        assert check_parity(each, build(each, {}), gate_batches(ROWS, 40)).problems() == []
+    assert optimized_operators(build(quantized, {}))["MultiHeadAttention"] == LAYERS
+
+
+def test_one_of_the_three_may_have_no_bias() -> None:
+    model = small_model("Bert", layers=1)
+    model.get_submodule(describe(model).layers[0].query_key_value.linears[1]).bias = None
+    quantized = _quantized(model).model
+    for each in (model, quantized):
+        assert check_parity(each, build(each, {}), gate_batches(ROWS, 40)).problems() == []
+
+
+def test_a_batch_may_lack_its_mask_and_hold_what_the_model_does_not_take() -> None:
+    model = small_model("DistilBert", layers=1)
+    batch = batch_of(4, 9)
+    whole = quantize(model, [batch]).decisions
+    del batch["attention_mask"]
+    assert quantize(model, [{**batch, "labels": torch.zeros(4)}]).decisions == whole
+
+
+def test_roberta_counts_positions_from_its_padding_id() -> None:
+    """Padding amid a text leaves positions out: what a mask says makes no difference to them."""
+    model = small_model("Roberta", WORDS)
+    batch = batch_of(2, 12)
+    batch["input_ids"][0, 3] = 1
+    found = _of_file(build(model, {}), batch)
+    assert _close(found, _answers(model, batch), batch, WORDS)
+    parts = bytes_by_component_of(model)
+    assert parts == {"padding"}
+
+
+def bytes_by_component_of(model: PreTrainedModel) -> set[str]:
+    names = {tensor.name for tensor in build(model, {}).graph.initializer}
+    return {name for name in names if name == "padding"}
+
+
+def test_narrow_embeddings_count_their_projection_as_embeddings(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    for family in ("Albert", "Electra"):
+        onnx.save_model(build(small_model(family), {}), path)
+        tables = (ROWS + 50 + 64 + 2) * NARROW + 2 * NARROW
+        assert bytes_by_component(path).embeddings == 4 * (tables + NARROW * HIDDEN + HIDDEN)
+    # RoBERTa's and ELECTRA's head is two Linears, BERT's one: its pooler is the encoder's.
+    onnx.save_model(build(small_model("Roberta"), {}), path)
+    assert bytes_by_component(path).head == 4 * (HIDDEN * HIDDEN + HIDDEN + HIDDEN * 3 + 3)
+
+
+def test_wide_electra_has_no_projection() -> None:
+    model = small_model("Electra", embedding_size=HIDDEN)
+    assert describe(model).embedding.projection is None
+    batch = batch_of(3, 8)
+    assert _close(_of_file(build(model, {}), batch), _answers(model, batch), batch, SEQUENCE)
+
+
+def test_a_bare_model_may_lack_its_pooler(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    model: Any = small_model("Bert", BARE, layers=1)
+    model.pooler = None
+    small = _quantized(model)
+    save_packed(small, tokenizer, tmp_path, max_length=LENGTH)
+    batch = batch_of(2, 6)
+    assert torch.equal(_answers(load_packed(tmp_path).model, batch), _answers(small.model, batch))
+
+
+@pytest.mark.parametrize(
+    ("head", "settings", "expected"),
+    [
+        (SEQUENCE, {}, Head("classification", tuple(LABELS.values()))),
+        (SEQUENCE, {"problem_type": "regression", "id2label": {0: "x"}}, Head("regression")),
+        (SEQUENCE, {"id2label": {0: "x"}}, Head("regression")),
+        (
+            SEQUENCE,
+            {"problem_type": "multi_label_classification"},
+            Head("multilabel", tuple(LABELS.values())),
+        ),
+        (WORDS, {}, Head("words", tuple(LABELS.values()))),
+        (BARE, {}, Head("features")),
+        (
+            SEQUENCE,
+            {HEAD_KEY: {"kind": "aspects", "labels": ["a", "b"], "aspects": ["x", "y"]}},
+            Head("aspects", ("a", "b"), ("x", "y")),
+        ),
+    ],
+)
+def test_heads_are_read_from_the_configuration(
+    head: str, settings: dict[str, Any], expected: Head
+) -> None:
+    model = small_model("Bert", head, layers=1)
+    for name, value in settings.items():
+        setattr(model.config, name, value)
+    assert head_of(model) == expected
+
+
+def test_a_regression_of_several_values_is_refused() -> None:
+    model = small_model("Bert", layers=1)
+    model.config.problem_type = "regression"
+    with pytest.raises(CheckpointError, match="regression with 3 values"):
+        head_of(model)
+
+
+@pytest.mark.parametrize("kind", ["aspects", "multilabel", "regression"])
+def test_the_gate_knows_every_kind_of_answer(kind: str) -> None:
+    heads = {
+        "aspects": Head("aspects", ("a", "b"), ("x", "y", "z")),
+        "multilabel": Head("multilabel", ("a", "b", "c")),
+        "regression": Head("regression"),
+    }
+    head = heads[kind]
+    names = dict(enumerate(head.output_names))
+    config = {"num_labels": len(names), "id2label": names, HEAD_KEY: head.to_json()}
+    model = small_model("Bert", layers=1, **config)
+    quantized = _quantized(model).model
+    for each in (model, quantized):
+        result = check_parity(each, build(each, {}), gate_batches(ROWS, 40))
+        assert result.problems() == []
+    assert (result.disagreements_allowed > 0) == (kind != "regression")
+    wrong = copy.deepcopy(quantized)
+    with torch.no_grad():
+        wrong.classifier.bias += 0.5
+    from quantkit.errors import ParityError
+
+    with pytest.raises(ParityError, match=r"\(c\)"):
+        check_parity(quantized, build(wrong, {}), gate_batches(ROWS, 40))
