@@ -61,7 +61,7 @@ def load_for_training(source: str, head: Head) -> tuple[PreTrainedModel, PreTrai
     )
     # The parts outside the encoder, and the pooler, are trained with the task.
     inside = "" if model.base_model is model else f"{model.base_model_prefix}."
-    lost = [name for name in missing if name.startswith(inside) and ".pooler" not in name]
+    lost = [name for name in missing if name.startswith(inside) and ".pooler." not in f".{name}"]
     _refuse_missing(source, model, lost)
     return model, tokenizer
 

@@ -75,7 +75,7 @@ class Head:
         multilabel [..., labels].
         """
         if self.kind == "multilabel":
-            return np.asarray(1.0 / (1.0 + np.exp(-logits)))
+            return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))  # the sigmoid, without overflow
         if self.kind == "aspects":
             logits = logits.reshape(*logits.shape[:-1], len(self.aspects), len(self.labels))
         exponents = np.exp(logits - logits.max(-1, keepdims=True))

@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 
+from quantkit.checkpoint import save_float
 from quantkit.cli import main
 from quantkit.data.tokenizer import train_wordpiece
 
@@ -136,7 +137,7 @@ def write_wrete(folder: Path) -> Path:
 
 def _write(home: Path, suffix: str, parts: Mapping[str, Iterable[str]]) -> Path:
     """The folder above the task's, as --data takes it."""
-    home.mkdir(parents=True)
+    home.mkdir(parents=True, exist_ok=True)
     for part, rows in parts.items():
         (home / f"{part}_preprocess{suffix}").write_text("".join(rows), encoding="utf-8")
     return home.parent
@@ -163,12 +164,28 @@ def checkpoint(base: Path, family: str = "Bert", layers: int = 1) -> Path:
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=32,
+        initializer_range=0.15,  # wide enough that a few steps teach it something
         **narrow,
     )
     config = getattr(transformers, f"{family}Config")(**sizes)
-    getattr(transformers, f"{family}ForSequenceClassification")(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    model = getattr(transformers, f"{family}ForSequenceClassification")(config)
+    save_float(model, tokenizer, folder)
     return folder
+
+
+WRITERS = {"nergrit": write_nergrit, "casa": write_casa, "wrete": write_wrete}
+FAMILIES = {"casa": "Electra"}  # whose word table is narrower than its layers
+
+
+@cache
+def quantized(base: Path, task: str) -> Line:
+    """A fine-tuned and quantized run of one of `WRITERS`' tasks, not measured."""
+    runs, model = base / "lines", checkpoint(base, FAMILIES.get(task, "Bert"))
+    data = WRITERS[task](base / "data")
+    values = changes(TRAINING, BENCH, finetune__epochs=20)
+    places = ["--data", data, "--runs", runs, *values]
+    printed = succeed("finetune", f"{task}.yaml", "--model", model, *places)
+    return Line(runs, data, model, printed + succeed("ptq", task, "--runs", runs))
 
 
 @cache

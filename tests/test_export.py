@@ -10,10 +10,12 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 
 from quantkit.errors import CheckpointError, ParityError
 from quantkit.exporter import export
+from quantkit.exporter.answers import answers, difference
 from quantkit.exporter.bert import build
 from quantkit.exporter.batches import gate_batches
 from quantkit.exporter.gate import check_parity
 from quantkit.exporter.inspect import bytes_by_component, optimized_operators
+from quantkit.heads import Head
 from quantkit.ptq import Quantized, quantize
 from quantkit.recipe import Recipe
 from quantkit.runtime import session_options
@@ -134,6 +136,50 @@ def test_the_gate_catches_a_forgotten_mask(quantized: Quantized) -> None:
             node.input[5] = ""
     with pytest.raises(ParityError, match=r"\(b\)"):
         check_parity(quantized.model, proto, gate_batches(ROWS, 64))
+
+
+def test_gate_batches_hold_the_padding_id_at_padded_places_only() -> None:
+    sizes = set()
+    for arrays in gate_batches(20, 62, pad_token_id=1):
+        ids, mask = arrays["input_ids"], arrays["attention_mask"]
+        assert ((ids == 1) == (mask == 0)).all()
+        assert (ids >= 0).all()
+        assert (ids < 20).all()
+        sizes.add(ids.shape)
+    assert sizes == {(batch, length) for batch in (1, 3, 8) for length in (8, 15, 62)}
+    assert max(arrays["input_ids"].shape[1] for arrays in gate_batches(20, 5)) == 5
+
+
+WORDS = Head("words", ("a", "b"))
+
+
+def test_words_differ_as_their_worst_token_and_padding_not_at_all() -> None:
+    whole = np.tile(np.array([2.0, 1.0]), (4, 3, 1))  # four texts of three tokens
+    other = whole.copy()
+    mask = np.ones((4, 3), dtype=np.int64)
+    mask[0, 2] = 0
+    other[0, 2] = 9.0, 10.0  # padding
+    other[1, 1] = 1.0, 2.0  # another label, and off by 1
+    other[2, 0] = 2.5, 1.0
+    found = difference(WORDS, [whole], [other], [mask], 0.0)
+    assert (found.disagreements, found.size) == (1, 0.5)  # the worst text is set aside
+    assert difference(WORDS, [], [], [], 0.0).size == 0.0
+
+
+def test_a_tie_is_no_disagreement_and_nan_is_none() -> None:
+    head = Head("multilabel", ("a", "b"))
+    first = np.array([[1e-6, 1.0], [1.0, 1.0], [1.0, 1.0]])
+    second = np.array([[-1e-6, 1.0], [1.0, 1.0], [1.0, np.nan]])
+    masks = [np.ones((3, 4), dtype=np.int64)]
+    assert difference(head, [first], [second], masks, 1e-5).disagreements == 1
+    assert difference(head, [first], [second], masks, 1e-7).disagreements == 2
+
+
+def test_features_are_means_over_tokens() -> None:
+    vectors = np.arange(12.0).reshape(1, 3, 4)
+    mask = np.array([[1, 1, 0]])
+    assert answers(Head("features"), vectors, mask).tolist() == [[2.0, 3.0, 4.0, 5.0]]
+    assert answers(WORDS, vectors, mask) is vectors
 
 
 def test_a_file_that_fails_is_not_left_behind(

@@ -14,6 +14,7 @@ from quantkit.numerics import dequantize
 from quantkit.ptq import Quantized, quantize
 from quantkit.recipe import Activations, Recipe
 from tests.conftest import ROWS, batch_of, small_bert
+from tests.models import small_model
 
 Batches = list[dict[str, torch.Tensor]]
 
@@ -212,6 +213,19 @@ def test_skipping_one_of_three_keeps_all_that_read_the_tensor(
     # The fold needs an integer producer: here attention.output smooths by itself.
     output = _integer(partly.model, "bert.encoder.layer.1.attention.output.dense")
     assert output.input.multiplier is not None
+
+
+def test_classifier_means_the_last_linear_whatever_its_name() -> None:
+    batches = [batch_of(4, 9)]
+    for family, name in (("Bert", "classifier"), ("Electra", "classifier.out_proj")):
+        model = small_model(family, layers=1)
+        spared, whole = quantize(model, batches), quantize(model, batches, recipe=_recipe(skip=()))
+        assert type(spared.model.get_submodule(name)) is nn.Linear
+        assert type(whole.model.get_submodule(name)) is QuantLinear
+        reasons = {p.module: p.reason for p in spared.plan.placements if p.bits is None}
+        assert reasons == {name: "skip: classifier"}
+    bare = quantize(small_model("Bert", "Model", layers=1), batches)
+    assert all(placement.bits == 8 for placement in bare.plan.placements)
 
 
 def test_a_pattern_that_matches_nothing_is_an_error(

@@ -1,8 +1,9 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantkit.algorithms.smoothquant import SmoothQuant, search, smoothing_vector
+from quantkit.algorithms.smoothquant import Observed, SmoothQuant, search, smoothing_vector
 from quantkit.numerics import (
     asymmetric_grid,
     fake_quantize,
@@ -53,11 +54,26 @@ def test_the_search_takes_the_best_candidate_and_beats_none_on_a_wide_channel() 
     weight = torch.randn(16, 32, generator=generator)
     alphas = SmoothQuant().alphas
     each = {alpha: _search(rows, weight, (alpha,)) for alpha in alphas}
-    chosen = search(
-        rows, rows.amin(0), rows.amax(0), weight, alphas, asymmetric_grid(8), symmetric_grid(8)
-    )
+    calls = [Observed(rows, rows.amin(0), rows.amax(0))]
+    chosen = search(calls, weight, alphas, asymmetric_grid(8), symmetric_grid(8))
     assert chosen.alpha == min(each, key=each.__getitem__)
     assert chosen.error < 0.2 * _error_without_smoothing(rows, weight)
+
+
+def test_calls_of_one_weight_share_a_vector_and_keep_their_ranges() -> None:
+    generator = torch.Generator().manual_seed(0)
+    narrow = torch.randn(100, 8, generator=generator)
+    wide = 50.0 * torch.randn(100, 8, generator=generator)
+    weight = torch.randn(6, 8, generator=generator)
+    grids = asymmetric_grid(8), symmetric_grid(8)
+    calls = [Observed(rows, rows.amin(0), rows.amax(0)) for rows in (narrow, wide)]
+    both = search(calls, weight, (0.7,), *grids)
+    widest = torch.maximum(narrow.abs().amax(0), wide.abs().amax(0))
+    assert torch.equal(both.vector, smoothing_vector(widest, weight.abs().amax(0), 0.7))
+    # In the wide call's range the narrow call would have codes of about 0 only.
+    each = [search([call], weight, (0.7,), *grids).error for call in calls]
+    assert both.error < 2.0 * max(each)
+    assert search([calls[0]] * 3, weight, (0.7,), *grids).error == pytest.approx(each[0])
 
 
 def test_a_fixed_alpha_is_the_only_candidate() -> None:

@@ -53,7 +53,8 @@ def teacher(name: str) -> PreTrainedModel:
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases are all alike at first
             parameter.normal_()
-    return model.eval()
+    model.eval()
+    return model
 
 
 def layer_of(name: str) -> int | None:
@@ -106,8 +107,8 @@ def test_the_configuration_keeps_the_head_and_the_teachers_own_stays() -> None:
     student = every_second_layer(model)
     assert getattr(student.config, HEAD_KEY) == WORDS.to_json()
     assert student.config.id2label == {0: "O", 1: "B-X"}
-    student.config.id2label[0] = "changed"
-    assert model.config.id2label[0] == "O"
+    student.config.id2label = {0: "changed"}
+    assert model.config.id2label == {0: "O", 1: "B-X"}
     assert model.config.num_hidden_layers == 2
 
 

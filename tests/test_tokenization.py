@@ -228,7 +228,7 @@ def test_a_space_before_each_word_is_what_byte_level_tokenizers_need() -> None:
 
 
 def test_merge_words_by_hand() -> None:
-    rows, words = [0, 0, 1], [np.array([-1, 0, 1, -1]), np.array([-1, -1, 2]), [-1, 0]]
+    rows, words = [0, 0, 1], [[-1, 0, 1, -1], [-1, -1, 2], [-1, 0]]
     values = [np.array([[9, 9], [1, 2], [3, 4], [9, 9]]), np.array([[9, 9], [9, 9], [5, 6]])]
     values.append(np.array([[9, 9], [7, 8], [9, 9]]))  # with a row of padding
     found = merge_words(rows, words, values)

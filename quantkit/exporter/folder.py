@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,10 +114,15 @@ def _gate_batches(
 ) -> list[Arrays]:
     """Random ids that the tokenizer can produce, the built-in sentences, and `texts`."""
     pad = describe(model).pad_token_id
-    builtin = load_builtin().splits["test"]["text"][:GATE_SENTENCES]
-    sentences = sentence_batches([*builtin, *texts], tokenizer, limit, pad_token_id=pad)
+    every = [*_builtin_sentences(), *texts]
+    sentences = sentence_batches(every, tokenizer, limit, pad_token_id=pad)
     rows = min(_word_rows(model), reachable_rows(tokenizer))
     return gate_batches(rows, limit, pad_token_id=pad, sentences=sentences)
+
+
+@cache
+def _builtin_sentences() -> tuple[str, ...]:
+    return tuple(load_builtin().splits["test"]["text"][:GATE_SENTENCES])
 
 
 def _word_rows(model: PreTrainedModel) -> int:
