@@ -1,4 +1,4 @@
-"""Studies: tasks x methods x seeds, one JSON file per finished (task, seed).
+"""Studies: tasks x methods x seeds, one JSON file per finished (recipe, seed).
 
 A study file names recipes, what is changed in all of them, the seeds, and the methods: each a
 set of changes to the recipe, so that whatever a recipe can say is a method.
@@ -111,9 +111,9 @@ def _check(study: Study, source: str) -> None:
         seen[base.task] = name
 
 
-def unit_file(study: Study, task: str, seed: int, results: Path) -> Path:
-    """Where a unit's result lies."""
-    return results / f"{study.name}_{task}_{seed}.json"
+def unit_file(study: Study, recipe: str, seed: int, results: Path) -> Path:
+    """Where a unit's result lies; `recipe` is the name in the recipe file."""
+    return results / f"{study.name}_{recipe}_{seed}.json"
 
 
 def run_study(
@@ -132,30 +132,30 @@ def run_study(
         results: where the units' JSON files are and go.
         runs: where models are while a unit is in work; removed when its result is written.
         data: the datasets' folder.
-        only: tasks to restrict the study to.
+        only: names of recipes to restrict the study to.
         say: told which unit begins.
 
     Raises:
-        RecipeError: `only` names a task that the study has not.
+        RecipeError: `only` names a recipe that the study has not.
     """
-    tasks = _tasks(study)
-    for task in only:
-        if task not in tasks:
-            raise RecipeError(unknown("task", task, tasks))
+    names = _names(study)
+    for name in only:
+        if name not in names:
+            raise RecipeError(unknown("recipe", name, names))
     for source in study.recipes:
         for seed in study.seeds:
             recipe = study.recipe(source, seed, {})
-            target = unit_file(study, recipe.task, seed, results)
-            if target.is_file() or (only and recipe.task not in only):
+            target = unit_file(study, recipe.name, seed, results)
+            if target.is_file() or (only and recipe.name not in only):
                 continue
-            say(f"{recipe.task}, seed {seed}")
-            run = Run(runs / study.name / f"{recipe.task}-{seed}")
+            say(f"{recipe.name}, seed {seed}")
+            run = Run(runs / study.name / f"{recipe.name}-{seed}")
             write_json(target, _unit(study, recipe, run, data))
             shutil.rmtree(run.folder)
 
 
-def _tasks(study: Study) -> list[str]:
-    return [study.recipe(source, study.seeds[0], {}).task for source in study.recipes]
+def _names(study: Study) -> list[str]:
+    return [study.recipe(source, study.seeds[0], {}).name for source in study.recipes]
 
 
 def _unit(study: Study, recipe: Recipe, run: Run, data: Path | None) -> dict[str, Any]:
@@ -184,6 +184,7 @@ def _unit(study: Study, recipe: Recipe, run: Run, data: Path | None) -> dict[str
     return {
         "schema": SCHEMA,
         "study": study.name,
+        "recipe_name": recipe.name,
         "task": recipe.task,
         "seed": recipe.finetune.seed,
         "main": MAIN[task.head.kind],
@@ -219,21 +220,21 @@ def _scores(
 
 
 def study_rows(study: Study, results: Path) -> list[str]:
-    """The lines of a Markdown table: a row per task, the mean over seeds, drops against float.
+    """The lines of a Markdown table: a row per recipe, the mean over seeds, drops against float.
 
-    Units that are not done are left out; a task without any has no row.
+    Units that are not done are left out; a recipe without any has no row.
     """
     methods = ["float", *study.methods]
-    head = ["task", "score", "seeds", "float, %"]
+    head = ["recipe", "score", "seeds", "float, %"]
     head += [f"{m}: {what}" for m in methods[1:] for what in ("%", "change", "labels equal, %")]
     lines = [f"| {' | '.join(head)} |", f"| --- | --- |{' ---: |' * (len(head) - 2)}"]
     rows = {}
-    for task in _tasks(study):
-        files = [unit_file(study, task, seed, results) for seed in study.seeds]
+    for name in _names(study):
+        files = [unit_file(study, name, seed, results) for seed in study.seeds]
         units = [read_json(file) for file in files if file.is_file()]
         if units:
-            rows[task] = _row(units, methods)
-            cells = [task, units[0]["main"], str(len(units)), *_cells(rows[task])]
+            rows[name] = _row(units, methods)
+            cells = [name, units[0]["main"], str(len(units)), *_cells(rows[name])]
             lines.append(f"| {' | '.join(cells)} |")
     if len(rows) > 1:
         mean = np.mean(list(rows.values()), axis=0)

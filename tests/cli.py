@@ -55,7 +55,7 @@ class Line(NamedTuple):
     printed: str
 
 
-def invoke(*arguments: str | Path) -> Outcome:
+def invoke(*arguments: object) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -69,7 +69,7 @@ def invoke(*arguments: str | Path) -> Outcome:
     return Outcome(int(stopped.value.code or 0), out.getvalue(), err.getvalue())
 
 
-def succeed(*arguments: str | Path) -> str:
+def succeed(*arguments: object) -> str:
     """What a command prints that must not fail."""
     outcome = invoke(*arguments)
     assert outcome.code == 0, outcome.err
@@ -182,7 +182,7 @@ def quantized(base: Path, task: str) -> Line:
     """A fine-tuned and quantized run of one of `WRITERS`' tasks, not measured."""
     runs, model = base / "lines", checkpoint(base, FAMILIES.get(task, "Bert"))
     data = WRITERS[task](base / "data")
-    values = changes(TRAINING, BENCH, finetune__epochs=20)
+    values = changes(TRAINING, BENCH, finetune__epochs=12)
     places = ["--data", data, "--runs", runs, *values]
     printed = succeed("finetune", f"{task}.yaml", "--model", model, *places)
     return Line(runs, data, model, printed + succeed("ptq", task, "--runs", runs))
@@ -193,7 +193,7 @@ def finished(base: Path) -> Line:
     """SmSA's whole line by one command, run once in a process of its own."""
     data, model, runs = write_smsa(base / "data"), checkpoint(base), base / "runs"
     command = ["run", "smsa.yaml", "--model", model, "--data", data, "--runs", runs]
-    values = changes(TRAINING, BENCH, finetune__epochs=20, bench__rounds=2, bench__repeats=2)
+    values = changes(TRAINING, BENCH, finetune__epochs=6, bench__rounds=2, bench__repeats=2)
     result = subprocess.run(
         [sys.executable, "-m", "quantkit", *map(str, command), *values],
         capture_output=True,

@@ -24,7 +24,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def small_config(family: str, layers: int = 2, **settings: object) -> Any:  # noqa: ANN401
+def small_config(family: str, layers: int = 2, **settings: Any) -> Any:  # noqa: ANN401
     sizes: dict[str, Any] = dict(
         vocab_size=ROWS + 50,
         hidden_size=HIDDEN,
@@ -49,7 +49,7 @@ def small_model(
     *,
     layers: int = 2,
     seed: int = 0,
-    **settings: object,
+    **settings: Any,  # noqa: ANN401
 ) -> PreTrainedModel:
     """A model in eval mode, with a channel thirty times as wide as the others."""
     torch.manual_seed(seed)
@@ -64,4 +64,5 @@ def small_model(
                 norm.weight[7] *= 30.0
                 inner: Any = names[layer.intermediate.linears[0]]
                 inner.bias.normal_(0.0, 0.3)
-    return model.train(False)
+    model.train(False)
+    return model

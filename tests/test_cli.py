@@ -10,12 +10,10 @@ import pytest
 from quantkit.report import Report, to_markdown
 from tests.cli import (
     BENCH,
-    FAMILIES,
     TRAINING,
     WRITERS,
     Line,
     changes,
-    checkpoint,
     files_in,
     finished,
     invoke,
@@ -42,8 +40,8 @@ def copied(line: Line, tmp_path: Path) -> Line:
     return line._replace(runs=shutil.copytree(line.runs, tmp_path / "runs"))
 
 
-def _finetune(line: Line, *arguments: str | Path) -> list[str | Path]:
-    places = ["--data", line.data, "--runs", line.runs]
+def _finetune(line: Line, *arguments: object) -> list[object]:
+    places: list[object] = ["--data", line.data, "--runs", line.runs]
     return ["finetune", "smsa.yaml", "--model", line.checkpoint, *places, *arguments]
 
 
@@ -81,7 +79,7 @@ def test_the_report_reads_back_and_holds_what_was_promised(line: Line) -> None:
     assert (plain.name, small.name) == ("float", "int8")
     assert (report.test_rows, report.max_length, report.main) == (60, 32, "macro_f1")
     assert list(plain.scores) == ["macro_f1", "accuracy"]
-    assert plain.scores["macro_f1"].value > 0.6  # it learned something: chance is 0.33
+    assert plain.scores["macro_f1"].value > 0.9  # it learned: chance is 0.33
     assert (plain.change, plain.agreement) == (None, None)
     assert small.change is not None
     assert small.agreement is not None

@@ -11,8 +11,8 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 from quantkit.errors import CheckpointError, ParityError
 from quantkit.exporter import export
 from quantkit.exporter.answers import answers, difference
-from quantkit.exporter.bert import build
 from quantkit.exporter.batches import gate_batches
+from quantkit.exporter.bert import build
 from quantkit.exporter.gate import check_parity
 from quantkit.exporter.inspect import bytes_by_component, optimized_operators
 from quantkit.heads import Head
@@ -154,13 +154,13 @@ WORDS = Head("words", ("a", "b"))
 
 
 def test_words_differ_as_their_worst_token_and_padding_not_at_all() -> None:
-    whole = np.tile(np.array([2.0, 1.0]), (4, 3, 1))  # four texts of three tokens
+    whole = np.tile(np.array([2.0, 1.0]), (5, 3, 1))  # five texts of three tokens
     other = whole.copy()
-    mask = np.ones((4, 3), dtype=np.int64)
+    mask = np.ones((5, 3), dtype=np.int64)
     mask[0, 2] = 0
     other[0, 2] = 9.0, 10.0  # padding
     other[1, 1] = 1.0, 2.0  # another label, and off by 1
-    other[2, 0] = 2.5, 1.0
+    other[2:4, 0] = 2.5, 1.0
     found = difference(WORDS, [whole], [other], [mask], 0.0)
     assert (found.disagreements, found.size) == (1, 0.5)  # the worst text is set aside
     assert difference(WORDS, [], [], [], 0.0).size == 0.0

@@ -33,7 +33,6 @@ def test_smoothing_leaves_the_product_as_it_is(alpha: float, seed: int) -> None:
 
 
 def _search(rows: torch.Tensor, weight: torch.Tensor, alphas: tuple[float, ...]) -> float:
-    low, high = rows.amin(0), rows.amax(0)
     calls = [Observed(rows, rows.amin(0), rows.amax(0))]
     return search(calls, weight, alphas, asymmetric_grid(8), symmetric_grid(8)).error
 

@@ -33,14 +33,11 @@ SIZES: dict[str, Any] = dict(
     max_position_embeddings=16,
     num_hidden_layers=6,
 )
-DISTILBERT = DistilBertConfig(
-    vocab_size=40, dim=16, n_heads=2, hidden_dim=32, n_layers=6, max_position_embeddings=16
-)
 TEACHERS: dict[str, tuple[type[PreTrainedModel], Any]] = {
     "bert": (BertForSequenceClassification, BertConfig(**SIZES)),
     "bert of words": (BertForTokenClassification, BertConfig(**SIZES)),
     "bert alone": (BertModel, BertConfig(**SIZES)),
-    "distilbert": (DistilBertForSequenceClassification, DISTILBERT),
+    "distilbert": (DistilBertForSequenceClassification, DistilBertConfig(hidden_dim=32, **SIZES)),
     "roberta": (RobertaForSequenceClassification, RobertaConfig(**SIZES)),
     "electra": (ElectraForSequenceClassification, ElectraConfig(embedding_size=8, **SIZES)),
 }

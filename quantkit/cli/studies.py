@@ -57,7 +57,7 @@ def study(
     model: Model = "",
     data: Data = None,
     results: Annotated[Path, typer.Option(help="Folder of the units' results.")] = Path("results"),
-    only: Annotated[list[str] | None, typer.Option(help="Only this task; may repeat.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this recipe; may repeat.")] = None,
     runs: Runs = RUNS,
     changes: Set = None,
 ) -> None:

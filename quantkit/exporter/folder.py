@@ -16,12 +16,14 @@ from quantkit.checkpoint import length_limit, reachable_rows
 from quantkit.data.builtin import load_builtin
 from quantkit.encoder import describe, head_of, rolled_config
 from quantkit.errors import CheckpointError
+from quantkit.exporter import recurrent
 from quantkit.exporter.batches import Arrays, gate_batches, sentence_batches
 from quantkit.exporter.bert import build
 from quantkit.exporter.gate import ParityResult, check_parity
 from quantkit.files import new_file, write_json
 from quantkit.modules import QuantEmbedding, QuantLinear
 from quantkit.recipe import Recipe, recipe_hash
+from quantkit.recurrent import RecurrentForSequenceClassification
 
 __all__ = ["Exported", "export"]
 
@@ -70,8 +72,14 @@ def export(
     model.train(False)
     _check_dtype(model)
     limit = length_limit(model, tokenizer, max_length)
-    proto = build(model, _metadata(model, target, limit, recipe))
-    parity = check_parity(model, proto, _gate_batches(model, tokenizer, limit, texts))
+    pad, rows = _padding_and_rows(model)
+    metadata = _metadata(model, target, limit, pad, recipe)
+    sentences = sentence_batches(
+        [*_builtin_sentences(), *texts], tokenizer, limit, pad_token_id=pad
+    )
+    reachable = min(rows, reachable_rows(tokenizer))
+    batches = gate_batches(reachable, limit, pad_token_id=pad, sentences=sentences)
+    proto, parity = _built_and_checked(model, metadata, batches)
     quantized = any(isinstance(module, QuantLinear) for module in model.modules())
     path = folder / "onnx" / ("model_quantized.onnx" if quantized else "model.onnx")
     with new_file(path) as partial:
@@ -92,8 +100,29 @@ def _check_dtype(model: PreTrainedModel) -> None:
             )
 
 
+def _built_and_checked(
+    model: PreTrainedModel, metadata: dict[str, str], batches: Sequence[Arrays]
+) -> tuple[onnx.ModelProto, ParityResult]:
+    """The graph, once its answers are proven to be the model's."""
+    if isinstance(model, RecurrentForSequenceClassification):
+        proto = recurrent.build(model, metadata)
+        return proto, recurrent.check(model, proto, batches)
+    proto = build(model, metadata)
+    return proto, check_parity(model, proto, batches)
+
+
+def _padding_and_rows(model: PreTrainedModel) -> tuple[int, int]:
+    """The id that stands behind a text's end, and the rows of the word table."""
+    if isinstance(model, RecurrentForSequenceClassification):
+        return int(model.config.pad_token_id or 0), int(model.config.vocab_size)
+    plan = describe(model)
+    table: Any = model.get_submodule(plan.embedding.words)
+    rows = table.codes if isinstance(table, QuantEmbedding) else table.weight
+    return plan.pad_token_id, int(rows.shape[0])
+
+
 def _metadata(
-    model: PreTrainedModel, target: str, limit: int, recipe: Recipe | None
+    model: PreTrainedModel, target: str, limit: int, pad_token_id: int, recipe: Recipe | None
 ) -> dict[str, str]:
     """What a session has to know, and where the file comes from."""
     head = head_of(model)
@@ -102,30 +131,13 @@ def _metadata(
         "quantkit.head": json.dumps(head.to_json()),
         "quantkit.labels": "\n".join(head.labels),
         "quantkit.max_length": str(limit),
-        "quantkit.pad_token_id": str(describe(model).pad_token_id),
+        "quantkit.pad_token_id": str(pad_token_id),
         "quantkit.version": __version__,
         "quantkit.recipe_hash": "" if recipe is None else recipe_hash(recipe),
         "quantkit.least_onnxruntime": LEAST_ONNXRUNTIME,
     }
 
 
-def _gate_batches(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, limit: int, texts: Sequence[str]
-) -> list[Arrays]:
-    """Random ids that the tokenizer can produce, the built-in sentences, and `texts`."""
-    pad = describe(model).pad_token_id
-    every = [*_builtin_sentences(), *texts]
-    sentences = sentence_batches(every, tokenizer, limit, pad_token_id=pad)
-    rows = min(_word_rows(model), reachable_rows(tokenizer))
-    return gate_batches(rows, limit, pad_token_id=pad, sentences=sentences)
-
-
 @cache
 def _builtin_sentences() -> tuple[str, ...]:
     return tuple(load_builtin().splits["test"]["text"][:GATE_SENTENCES])
-
-
-def _word_rows(model: PreTrainedModel) -> int:
-    table: Any = model.get_submodule(describe(model).embedding.words)
-    rows = table.codes if isinstance(table, QuantEmbedding) else table.weight
-    return int(rows.shape[0])
