@@ -6,7 +6,11 @@ A test holds README.md against the files, so a table cannot be edited by hand.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from quantkit.files import read_json, write_text
 from quantkit.report import Report, report_rows
@@ -21,14 +25,108 @@ def main() -> None:
     write_text(readme, BLOCK.sub(_block, readme.read_text(encoding="utf-8")))
 
 
+def block_lines(name: str, source: str) -> list[str]:
+    """The lines of a block; `source` is a file, or a pattern for several."""
+    files = sorted(ROOT.glob(source))
+    return _TABLES.get(name, _report)(files)
+
+
 def _block(found: re.Match[str]) -> str:
-    name, file = found.groups()
-    lines: list[str] = (
-        read_json(ROOT / file)["results"]["table"]
-        if name == "cpu_int8"
-        else report_rows(Report.load(ROOT / file))
+    name, source = found.groups()
+    return "\n".join([f"<!-- {name}: {source} -->", *block_lines(name, source), "<!-- end -->"])
+
+
+def _report(files: list[Path]) -> list[str]:
+    return report_rows(Report.load(files[0]))
+
+
+def _speed(files: list[Path]) -> list[str]:
+    lines: list[str] = read_json(files[0])["results"]["table"]
+    return lines
+
+
+def _indonlu(files: list[Path]) -> list[str]:
+    """Each task's unit beside the published columns."""
+    published = read_json(ROOT / "benchmarks" / "results" / "published_indonlu.json")
+    columns = [name for name in published if name != "source"]
+    units = {unit["task"]: unit for unit in map(read_json, files)}
+    head = ["task", "score", "rows", "float", "int8", "change", "labels equal, %"]
+    lines = [_line([*head, *(f"{column} (published)" for column in columns)])]
+    lines.append("| --- | --- |" + " ---: |" * (len(head) - 2 + len(columns)))
+    rows = []
+    for task in published[columns[0]]:
+        unit = units[task]
+        rows.append([*_unit_values(unit), *(published[column][task] for column in columns)])
+        shown = [unit["main"].replace("_", " "), str(unit["test_rows"])]
+        lines.append(_line([task, *shown, *_numbers(rows[-1])]))
+    lines.append(_line(["mean", "", "", *_numbers(np.mean(rows, axis=0).tolist())]))
+    return lines
+
+
+def _unit_values(unit: dict[str, Any]) -> list[float]:
+    """Percent: float, int8, change, labels equal."""
+    main, scores = unit["main"], unit["scores"]
+    eight = scores["w8a8-ptq"]
+    values = (
+        scores["float"][main]["value"],
+        eight[main]["value"],
+        eight["change"]["value"],
+        eight["agreement"],
     )
-    return "\n".join([f"<!-- {name}: {file} -->", *lines, "<!-- end -->"])
+    return [100 * value for value in values]
+
+
+def _numbers(row: list[float]) -> list[str]:
+    signed = {2: "{:+.2f}"}
+    return [signed.get(at, "{:.1f}").format(value) for at, value in enumerate(row)]
+
+
+def _recurrent(files: list[Path]) -> list[str]:
+    """Mean, lowest and highest macro F1 of each network's seeds."""
+    found: dict[str, list[float]] = {}
+    for unit in map(read_json, files):
+        value = 100 * unit["scores"]["float"]["macro_f1"]["value"]
+        found.setdefault(unit["recipe_name"], []).append(value)
+    published = {
+        "lstm-bidirectional": "65.4",
+        "lstm": "",
+        "lstm-unmasked": "21.2",
+        "rnn-bidirectional": "47.3",
+    }
+    lines = [_line(["recipe", "seeds", "macro F1, mean", "lowest", "highest", "published"])]
+    lines.append("| --- |" + " ---: |" * 5)
+    for name, shown in published.items():
+        values = found[name]
+        numbers = (np.mean(values), min(values), max(values))
+        lines.append(_line([name, str(len(values)), *(f"{n:.1f}" for n in numbers), shown]))
+    return lines
+
+
+def _ppkm(files: list[Path]) -> list[str]:
+    """The published study's columns: macro-averaged, as is said there."""
+    report = Report.load(files[0])
+    head = ["model", "accuracy", "precision", "recall", "F1", "training, s", "RAM, MB"]
+    lines = [_line([*head, "parameters", "file, MB"]), "| --- |" + " ---: |" * 8]
+    for candidate in report.candidates:
+        table, training = candidate.table, candidate.training or {}
+        keys = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
+        cells = [f"{100 * table[key]:.1f}" for key in keys]
+        cells += [f"{training['seconds']:.0f}", f"{training['peak_bytes'] / 1e6:.0f}"]
+        cells += [f"{candidate.parameters:,}", f"{candidate.bytes.total / 1e6:.1f}"]
+        lines.append(_line([candidate.name, *cells]))
+    return lines
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+_TABLES: dict[str, Callable[[list[Path]], list[str]]] = {
+    "cpu_int8": _speed,
+    "indonlu": _indonlu,
+    "recurrent": _recurrent,
+    "ppkm": _ppkm,
+}
 
 
 if __name__ == "__main__":

@@ -62,12 +62,11 @@ def starting_point(recipe: Recipe, task: TaskData) -> StartingPoint:
 
 
 def _builtin(recipe: Recipe, task: TaskData) -> StartingPoint:
-    texts = task.splits["train"]["text"]
     if task.head.kind == "words":
         raise RecipeError(
             "The built-in model reads texts, not sentences of words. Choose another with --model."
         )
-    tokenizer = train_wordpiece(texts)
+    tokenizer = train_wordpiece(task.splits["train"]["text"])
     torch.manual_seed(recipe.finetune.seed)
     return StartingPoint(builtin_model(tokenizer, task.head), tokenizer, (BUILTIN,))
 

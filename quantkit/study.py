@@ -74,7 +74,7 @@ def load_study(path: str | Path, changes: Mapping[str, Any]) -> Study:
 
     Raises:
         RecipeError: not a study, a recipe or a change in it that does not fit, or two recipes
-            of one task.
+            of one name.
     """
     values, source = read_yaml(path)
     try:
@@ -93,22 +93,22 @@ def load_study(path: str | Path, changes: Mapping[str, Any]) -> Study:
 def _check(study: Study, source: str) -> None:
     """Resolve the recipe of every unit and method."""
     seen: dict[str, str] = {}
-    for name in study.recipes:
+    for file in study.recipes:
         for seed in study.seeds:
-            base = study.recipe(name, seed, {})
+            base = study.recipe(file, seed, {})
             for method in study.methods:
                 study.method(base, method)
-        if base.task in seen:
+        if base.name in seen:
             raise RecipeError(
-                f"{source}: {seen[base.task]} and {name} are both of the task {base.task}, by "
-                f"which results are told apart. Make two studies of them."
+                f"{source}: {seen[base.name]} and {file} both have the name {base.name}, by "
+                f"which results are told apart. Give one of them another."
             )
         if base.is_recurrent and study.methods:
             raise RecipeError(
-                f"{source}: {name} is a recurrent baseline, which is not quantized. Put it into "
+                f"{source}: {file} is a recurrent baseline, which is not quantized. Put it into "
                 f"a study without methods."
             )
-        seen[base.task] = name
+        seen[base.name] = file
 
 
 def unit_file(study: Study, recipe: str, seed: int, results: Path) -> Path:

@@ -1,3 +1,6 @@
+"""Recipes: strict loading, shipped files, changes by path."""
+
+import tomllib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -6,6 +9,9 @@ import yaml
 
 from quantkit.algorithms.smoothquant import NoSmoothing, SmoothQuant
 from quantkit.calibrators import MinMax, Percentile
+from quantkit.data import task_names
+from quantkit.data.columns import check_source
+from quantkit.data.indonlu import TASKS
 from quantkit.errors import RecipeError
 from quantkit.recipe import (
     Recipe,
@@ -13,23 +19,101 @@ from quantkit.recipe import (
     load_recipe,
     parse_recipe,
     recipe_hash,
+    shipped_recipes,
     with_bits,
     with_changes,
 )
+from quantkit.recurrent_slot import Recurrent
+from quantkit.source import Source, Split
+from quantkit.study import load_study
 
 MINIMAL = {"name": "a", "task": "smsa", "model": "m"}
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+STUDIES = [name for name in shipped_recipes() if name.endswith("-study.yaml")]
+RECIPES = [name for name in shipped_recipes() if name not in STUDIES]
+POSITIONS = 512  # of every encoder that a shipped recipe names
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_every_shipped_recipe_loads(path: Path) -> None:
-    recipe = load_recipe(path)
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_shipped_recipe_loads(name: str) -> None:
+    recipe = load_recipe(name)
     assert parse_recipe(asdict(recipe), "again") == recipe
+    assert load_recipe(ROOT / "recipes" / name) == recipe
+    assert (ROOT / "recipes" / name).read_text(encoding="utf-8").startswith("# ")
 
 
-def test_shipped_recipes_are_found_by_name() -> None:
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_shipped_recipe_makes_sense(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.task in task_names()
+    assert (recipe.data is not None) == (recipe.task == "custom")
+    assert recipe.is_recurrent == (recipe.recurrent is not None)
+    limit = recipe.max_length or POSITIONS
+    assert limit <= POSITIONS
+    # One with more tokens would be left out of the report without a word.
+    assert max(recipe.bench.lengths) <= limit
+    assert sorted(set(recipe.bench.lengths)) == list(recipe.bench.lengths)
+    assert recipe.skip == ("classifier",)
+    check_source(recipe.data or Source())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_shipped_study_loads(name: str) -> None:
+    study = load_study(name, {})
+    for source in study.recipes:
+        assert source in RECIPES
+        assert study.recipe(source, 7, {}).finetune.seed == 7
+
+
+def test_recipes_of_indonlu_are_its_twelve_tasks() -> None:
+    names = [name for name in RECIPES if name.startswith("indonlu/")]
+    assert names == sorted(f"indonlu/{task}.yaml" for task in TASKS)
+    assert names == sorted(load_study("indonlu-study.yaml", {}).recipes)
+    for name in names:
+        recipe = load_recipe(name)
+        assert f"indonlu/{recipe.name}.yaml" == f"indonlu/{recipe.task}.yaml" == name
+
+
+def test_shipped_recipes_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     assert load_recipe("builtin.yaml") == builtin_recipe()
-    assert len(RECIPES) >= 2
+    for name in ("smsa.yaml", "indonlu/smsa.yaml", "recipes/indonlu/smsa.yaml"):
+        assert load_recipe(name).task == "smsa"
+    assert load_recipe("recipes/smsa.yaml") == load_recipe("smsa.yaml")  # where it once was
+
+
+def test_bare_names_mean_one_recipe_each() -> None:
+    bare = [Path(name).name for name in shipped_recipes()]
+    assert len(set(bare)) == len(bare)
+    assert all(load_recipe(Path(name).name) == load_recipe(name) for name in RECIPES)
+
+
+def test_a_file_that_is_there_comes_before_a_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("smsa.yaml").write_text(yaml.safe_dump({**MINIMAL, "name": "mine"}))
+    assert load_recipe("smsa.yaml").name == "mine"
+    assert load_recipe("indonlu/smsa.yaml").name == "smsa"
+
+
+@pytest.mark.parametrize(
+    "name", ["mine/smsa.yaml", "/mine/smsa.yaml", "", ".", "*.yaml", "recipes"]
+)
+def test_a_misspelt_path_is_not_another_recipe(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(name)
+
+
+def test_a_wheel_holds_all_recipes() -> None:
+    """Hatchling takes the whole folder; an installed quantkit looks for it inside itself."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]
+    assert build["build"]["targets"]["wheel"]["force-include"] == {"recipes": "quantkit/recipes"}
+    there = {path for path in (ROOT / "recipes").rglob("*") if path.is_file()}
+    assert there == {ROOT / "recipes" / name for name in shipped_recipes()}
 
 
 def test_defaults_are_the_ones_that_measured_best() -> None:
@@ -68,6 +152,14 @@ def test_members_of_a_union_are_chosen_by_name() -> None:
         ({"finetune": {"lr": -1.0}}, ["finetune.lr is -1.0", "greater than 0"]),
         ({"finetune": {"epochs": "many"}}, ["finetune.epochs is 'many'"]),
         ({"name": "../escape"}, ["name is '../escape'"]),
+        ({"data": {"txt": "a"}}, ["unknown key data.txt", "Did you mean `text`"]),
+        ({"data": {"split": {"tets": 0.1}}}, ["data.split.tets", "Did you mean `test`"]),
+        ({"data": {"cleaning": {"lowr": True}}}, ["data.cleaning.lowr", "Did you mean `lower`"]),
+        ({"data": {"kind": "word"}}, ["data.kind is 'word'", "'words'"]),
+        ({"recurrent": {"cells": "rnn"}}, ["recurrent.cells", "Did you mean `cell`"]),
+        ({"recurrent": {"units": []}}, ["recurrent.units is []", "at least 1 item"]),
+        ({"student": "half"}, ["student is 'half'", "'every-second-layer'"]),
+        ({"max_length": 3}, ["max_length is 3", "greater than or equal to 4"]),
     ],
 )
 def test_problems_name_the_key_and_the_way_out(change: dict[str, object], words: list[str]) -> None:
@@ -119,6 +211,15 @@ def test_changes_by_dotted_path() -> None:
         with_changes(builtin_recipe(), {"finetune.epohcs": "5"})
     with pytest.raises(RecipeError, match="name is a value"):
         with_changes(builtin_recipe(), {"name.x": "5"})
+    with pytest.raises(RecipeError, match=r"skip: '\[classifier' is not YAML"):
+        with_changes(builtin_recipe(), {"skip": "[classifier"})
+
+
+def test_changes_reach_slots_that_are_not_in_use() -> None:
+    recipe = with_changes(builtin_recipe(), {"data.split.test": "0.2", "recurrent.units": [8]})
+    assert recipe.data == Source(split=Split(test=0.2))
+    assert recipe.recurrent == Recurrent(units=(8,))
+    assert with_changes(recipe, {"data": None}).data is None
 
 
 def test_the_hash_is_of_the_values_not_of_the_spelling(tmp_path: Path) -> None:
