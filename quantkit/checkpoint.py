@@ -62,7 +62,7 @@ def load_for_training(source: str, head: Head) -> tuple[PreTrainedModel, PreTrai
     # The parts outside the encoder, and the pooler, are trained with the task.
     inside = "" if model.base_model is model else f"{model.base_model_prefix}."
     lost = [name for name in missing if name.startswith(inside) and ".pooler." not in f".{name}"]
-    _refuse_missing(source, model, lost)
+    _refuse_missing(source, model, lost, "Its files are incomplete, or not all of one model.")
     return model, tokenizer
 
 
@@ -81,7 +81,9 @@ def load_float(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     model, tokenizer, missing = _load(str(source), kind, {}, words=words)
     # Features are a mean over tokens: the pooler that a bare encoder also has is not used.
     unused = ".pooler." if kind is AutoModel else "\0"
-    _refuse_missing(str(source), model, [name for name in missing if unused not in f".{name}"])
+    lost = [name for name in missing if unused not in f".{name}"]
+    advice = f"Fine-tune it first: quantkit finetune --model {source}"
+    _refuse_missing(str(source), model, lost, advice)
     return model, tokenizer
 
 
@@ -239,9 +241,9 @@ def _class_of(config: PretrainedConfig) -> Any:  # noqa: ANN401
     return AutoModel if name.endswith("Model") else AutoModelForSequenceClassification
 
 
-def _refuse_missing(source: str, model: PreTrainedModel, names: list[str]) -> None:
+def _refuse_missing(source: str, model: PreTrainedModel, names: list[str], advice: str) -> None:
     if names:
         raise CheckpointError(
             f"{source} lacks {len(names)} weights of a {type(model).__name__}, among them "
-            f"{names[0]}. Fine-tune it first: quantkit finetune --model {source}"
+            f"{names[0]}. {advice}"
         )

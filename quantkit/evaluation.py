@@ -84,6 +84,6 @@ def _order(head: Head, task: TaskData, folder: Path) -> np.ndarray | None:
 
 
 def _described(head: Head) -> str:
-    names = ", ".join(head.labels)
+    names = f" ({', '.join(head.labels)})" if head.labels else ""
     aspects = f" of {', '.join(head.aspects)}" if head.aspects else ""
-    return f"{head.kind} ({names}){aspects}"
+    return f"{head.kind}{names}{aspects}"

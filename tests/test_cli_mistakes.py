@@ -205,6 +205,7 @@ def test_a_model_that_was_not_quantized_yet_is_not_measured(base: Path, tmp_path
     line = quantized(base, "nergrit")
     runs = shutil.copytree(line.runs, tmp_path / "runs")
     shutil.rmtree(runs / "nergrit" / "w8a8")
+    (runs / "nergrit" / "report.json").unlink(missing_ok=True)
     outcome = invoke("bench", "nergrit", "--runs", runs)
     assert outcome.code == 2
     assert "Make it first: quantkit ptq nergrit" in outcome.err
