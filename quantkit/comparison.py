@@ -20,7 +20,7 @@ from quantkit.metrics import MAIN
 from quantkit.packed import METADATA
 from quantkit.pipeline import PARITY, export_float
 from quantkit.recipe import Recipe, recipe_hash
-from quantkit.report import SCHEMA, CandidateReport, Report, candidate_report
+from quantkit.report import SCHEMA, CandidateReport, Report, candidate_report, save_report
 from quantkit.runs import Run
 from quantkit.runtime import find_onnx
 
@@ -95,7 +95,7 @@ def bench(
         curves=tuple(training["curve"]),
         history=tuple(training["history"]),
     )
-    report.save(run.folder)
+    save_report(report, run.folder)
     return report
 
 

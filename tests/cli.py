@@ -151,9 +151,11 @@ def write_table(file: Path, header: str, rows: Sequence[str]) -> Path:
 
 
 @cache
-def checkpoint(base: Path, family: str = "Bert", layers: int = 1) -> Path:
+def checkpoint(
+    base: Path, family: str = "Bert", layers: int = 1, head: str = "ForSequenceClassification"
+) -> Path:
     """A small untrained model in a Hugging Face folder; it declares more rows than it reaches."""
-    folder = base / "models" / f"{family.lower()}-{layers}"
+    folder = base / "models" / f"{family}{head}-{layers}"
     texts = [text for text, _ in feelings()]
     texts += [" ".join(word for word, _ in row) for row in sentences()]
     tokenizer = train_wordpiece(texts, vocab_size=200)
@@ -170,8 +172,7 @@ def checkpoint(base: Path, family: str = "Bert", layers: int = 1) -> Path:
         **narrow,
     )
     config = getattr(transformers, f"{family}Config")(**sizes)
-    model = getattr(transformers, f"{family}ForSequenceClassification")(config)
-    save_float(model, tokenizer, folder)
+    save_float(getattr(transformers, f"{family}{head}")(config), tokenizer, folder)
     return folder
 
 

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 import quantkit
-from tests.cli import Line, feelings, finished, invoke, quantized, succeed
+from tests.cli import (
+    Line,
+    checkpoint,
+    feelings,
+    finished,
+    invoke,
+    quantized,
+    succeed,
+    write_table,
+)
 
 TEXTS = ["makanan itu enak dan bagus", "kamar itu kotor dan buruk", "harga itu biasa dan cukup"]
 ANSWERS = ["positive", "negative", "neutral"]
@@ -170,6 +179,18 @@ def test_the_second_text_of_a_pair_is_read(base: Path, tmp_path: Path) -> None:
         assert isinstance(scores, dict)
         np.testing.assert_allclose(list(scores.values()), expected, atol=1e-5)
     assert found[0] != found[1] != found[2]
+
+
+def test_a_model_without_a_head_gives_vectors(base: Path, line: Line, tmp_path: Path) -> None:
+    bare = checkpoint(base, head="Model")
+    texts = write_table(tmp_path / "texts", TEXTS[0], TEXTS[1:])
+    succeed("ptq", "--checkpoint", bare, "--texts", texts, "--runs", tmp_path)
+    model = tmp_path / bare.name / "w8a8"
+    printed = succeed("predict", *TEXTS, "--model", model).splitlines()
+    assert [len(json.loads(answer)["values"]) for answer in printed] == [32] * 3
+    assert len(set(printed)) == 3
+    refused = invoke("eval", model, "--task", "smsa", "--data", line.data)
+    assert (refused.code, "answers features; smsa asks for" in refused.err) == (2, True)
 
 
 def test_answers_come_while_rows_are_still_written(model: Path) -> None:

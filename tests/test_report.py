@@ -12,7 +12,7 @@ from quantkit.exporter.inspect import Components
 from quantkit.heads import Head
 from quantkit.measure import Latency, Measured
 from quantkit.metrics import MAIN
-from quantkit.report import SCHEMA, Report, candidate_report, report_rows, to_markdown
+from quantkit.report import SCHEMA, Report, candidate_report, report_rows, save_report, to_markdown
 from tests.tiny_onnx import HEADS
 
 SIZES = {
@@ -160,7 +160,7 @@ def test_every_kind_is_scored_and_written(kind: str, tmp_path: Path) -> None:
     assert small.scores[report.main].value < 1.0
     assert small.change is not None
     assert small.change.value < 0
-    report.save(tmp_path)
+    save_report(report, tmp_path)
     assert Report.load(tmp_path / "report.json") == report
 
 
@@ -174,7 +174,7 @@ def test_a_report_survives_its_file(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     report: Report = request.getfixturevalue(kind)
-    report.save(tmp_path)
+    save_report(report, tmp_path)
     assert Report.load(tmp_path / "report.json") == report
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == to_markdown(report)
 

@@ -1,8 +1,7 @@
 """Commands that compare: bench, study, estimate."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -23,12 +22,9 @@ from quantkit.cli.options import (
     say,
     say_next,
 )
+from quantkit.cli.steps import measure_and_say, run_and_recipe
 
-if TYPE_CHECKING:
-    from quantkit.recipe import Recipe
-    from quantkit.runs import Run
-
-__all__ = ["bench", "estimate", "measure_and_say", "study"]
+__all__ = ["bench", "estimate", "study"]
 
 
 @app.command()
@@ -43,7 +39,6 @@ def bench(
     changes: Set = None,
 ) -> None:
     """Measure float and quantized files side by side and write the report."""
-    from quantkit.cli.training import run_and_recipe
     from quantkit.runs import find_run
 
     chosen, resolved = run_and_recipe(run, runs, "", changes, 8, make=False)
@@ -95,17 +90,3 @@ def estimate(
         if device is not None:
             say(f"{'':>32}  {device / 1e6:10.1f} MB on the GPU")
     say_next(f"quantkit finetune {recipe}")
-
-
-def measure_and_say(
-    recipe: "Recipe", run: "Run", data: Path | None, threads: int | None, beside: Sequence["Run"]
-) -> None:
-    """Measure, write the report, print it."""
-    from quantkit.comparison import bench
-    from quantkit.report import to_markdown
-
-    report = bench(recipe, run, data, threads=threads, beside=beside)
-    typer.echo(to_markdown(report))
-    say(f"Report: {run.folder / 'report.json'} and report.md")
-    folder = run.float_folder if recipe.is_recurrent else run.quantized_folder(recipe)
-    say_next(f'quantkit predict "makanannya enak sekali" --model {folder}')

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -32,15 +32,17 @@ from quantkit.cli.options import (
     say_next,
     table_of,
 )
-from quantkit.errors import CheckpointError, RecipeError
+from quantkit.cli.steps import (
+    EXAMPLE,
+    finetune_and_say,
+    measure_and_say,
+    ptq_and_say,
+    run_and_recipe,
+    say_quantized,
+)
+from quantkit.errors import RecipeError
 
-if TYPE_CHECKING:
-    from quantkit.recipe import Recipe
-    from quantkit.runs import Run
-
-__all__ = ["export", "finetune", "ptq", "run_and_recipe", "run_line"]
-
-EXAMPLE = "makanannya enak sekali"
+__all__ = ["export", "finetune", "ptq", "run_line"]
 
 
 @app.command()
@@ -63,7 +65,7 @@ def finetune(
     columns = table_of(text, label, text_pair, tokens, question)
     resolved = recipe_of(recipe, model, columns | changes_of(changes))
     run = run_named(runs, name or resolved.name)
-    _finetune(resolved, run, data, resume, overwrite)
+    finetune_and_say(resolved, run, data, resume, overwrite)
     say_next(f"quantkit {'bench' if resolved.is_recurrent else 'ptq'} {run.folder.name}")
 
 
@@ -88,7 +90,7 @@ def ptq(
         _ptq_checkpoint(checkpoint, texts, bits, recipe, runs, overwrite, changes)
         return
     chosen, resolved = run_and_recipe(run, runs, recipe, changes, bits)
-    _ptq(resolved, chosen, data or chosen.data(), overwrite)
+    ptq_and_say(resolved, chosen, data or chosen.data(), overwrite)
     say_next(f'quantkit predict "{EXAMPLE}" --model {chosen.quantized_folder(resolved)}')
     say_next(f"quantkit bench {chosen.folder.name}")
 
@@ -125,62 +127,14 @@ def run_line(
     changes: Set = None,
 ) -> None:
     """The whole line: fine-tune, quantize, export, verify, measure, report."""
-    from quantkit.cli.studies import measure_and_say
-
     resolved = recipe_of(recipe, model, changes_of(changes))
     chosen = run_named(runs, name or resolved.name)
     if not resume or chosen.interrupted or not chosen.complete:
-        _finetune(resolved, chosen, data, resume, overwrite)
+        finetune_and_say(resolved, chosen, data, resume, overwrite)
     done = resume and chosen.quantized_folder(resolved).is_dir()
     if not (resolved.is_recurrent or done):
-        _ptq(resolved, chosen, data, overwrite)
+        ptq_and_say(resolved, chosen, data, overwrite)
     measure_and_say(resolved, chosen, data, threads, ())
-
-
-def run_and_recipe(
-    name: str, runs: Path, recipe: str, changes: list[str] | None, bits: int, make: bool = True
-) -> tuple["Run", "Recipe"]:
-    """The named run, else the latest, else (if `make`) the built-in one, made now."""
-    from quantkit.recipe import builtin_recipe, with_bits, with_changes
-    from quantkit.runs import find_run, latest_run
-
-    values = changes_of(changes)
-    checked = with_bits(builtin_recipe(), bits)  # before any work: is that number supported?
-    chosen = find_run(name, runs) if name else latest_run(runs)
-    if chosen is None:
-        if not make:
-            raise CheckpointError(
-                f"{runs} holds no finished run. Make one: quantkit run builtin.yaml"
-            )
-        say(f"{runs} holds no finished run: making the built-in one first.")
-        chosen = run_named(runs, checked.name)
-        _finetune(checked, chosen, None, chosen.training_folder.is_dir(), overwrite=False)
-    elif not name:
-        say(f"Taking the latest run: {chosen.folder}")
-    resolved = recipe_of(recipe, "", {}) if recipe else chosen.recipe()
-    return chosen, with_bits(with_changes(resolved, values), bits)
-
-
-def _finetune(
-    recipe: "Recipe", run: "Run", data: Path | None, resume: bool, overwrite: bool
-) -> None:
-    from quantkit import pipeline
-
-    result = pipeline.finetune(recipe, run, data, resume=resume, overwrite=overwrite)
-    if not pipeline.is_main_process():
-        return
-    say(
-        f"Fine-tuned {recipe.model} on {recipe.task}: validation score "
-        f"{100 * result.best_score:.1f} % in epoch {result.best_epoch}, {result.steps} steps, "
-        f"{result.seconds:.0f} s."
-    )
-    say(f"Checkpoint: {run.float_folder}")
-
-
-def _ptq(recipe: "Recipe", run: "Run", data: Path | None, overwrite: bool) -> None:
-    from quantkit import pipeline
-
-    _report_quantized(pipeline.ptq(recipe, run, data, overwrite=overwrite))
 
 
 def _ptq_checkpoint(
@@ -207,12 +161,5 @@ def _ptq_checkpoint(
     folder = run_named(runs, name).quantized_folder(resolved)
     inputs = pipeline.read_inputs(texts, checkpoint)
     made = pipeline.ptq_checkpoint(resolved, checkpoint, inputs, folder, overwrite=overwrite)
-    _report_quantized(made)
+    say_quantized(made)
     say_next(f'quantkit predict "{EXAMPLE}" --model {folder}')
-
-
-def _report_quantized(made: Any) -> None:  # noqa: ANN401
-    for note in made.quantized.notes:
-        say(f"Note: {note}")
-    say(f"Packed checkpoint: {made.folder}")
-    say(f"ONNX, verified on {made.exported.parity.rows} rows: {made.exported.path}")

@@ -1,15 +1,15 @@
 """A report as Markdown."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from pathlib import Path
 
+from quantkit.files import write_json, write_text
 from quantkit.heads import Head
+from quantkit.metrics import Interval
+from quantkit.report.records import CandidateReport, Report
 
-if TYPE_CHECKING:
-    from quantkit.metrics import Interval
-    from quantkit.report.records import CandidateReport, Report
-
-__all__ = ["report_rows", "to_markdown"]
+__all__ = ["report_rows", "save_report", "to_markdown"]
 
 MEGABYTE = 1e6
 MILLION = 1e6
@@ -33,7 +33,13 @@ _TITLES = {
 Rows = list[list[str]]
 
 
-def to_markdown(report: "Report") -> str:
+def save_report(report: Report, folder: Path) -> None:
+    """Write `report.json` and `report.md` into `folder`."""
+    write_json(folder / "report.json", asdict(report))
+    write_text(folder / "report.md", to_markdown(report))
+
+
+def to_markdown(report: Report) -> str:
     """The report as Markdown: the candidates side by side, then classes and training."""
     lines = [
         f"# {report.name}: {report.task}, {report.test_rows} test rows",
@@ -57,7 +63,7 @@ def to_markdown(report: "Report") -> str:
     return "\n".join([*lines, *_epoch_lines(report)])
 
 
-def report_rows(report: "Report") -> list[str]:
+def report_rows(report: Report) -> list[str]:
     """The lines of the report's main table."""
     rows = (
         _quality_rows(report)
@@ -83,7 +89,7 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {inner} |" if cells[0] else f"|{inner} |"
 
 
-def _quality_rows(report: "Report") -> Rows:
+def _quality_rows(report: Report) -> Rows:
     candidates, main = report.candidates, report.main
     rows = [
         [_titled(name), *(_interval(name, c.scores[name]) for c in candidates)]
@@ -97,7 +103,7 @@ def _quality_rows(report: "Report") -> Rows:
     return rows
 
 
-def _agreement_rows(report: "Report") -> Rows:
+def _agreement_rows(report: Report) -> Rows:
     kind = report.head["kind"]
     if kind == "features":  # agreement is the main score itself
         return []
@@ -108,7 +114,7 @@ def _agreement_rows(report: "Report") -> Rows:
     return [[title, *("" if share is None else show(share) for share in shares)]]
 
 
-def _detail_rows(report: "Report") -> Rows:
+def _detail_rows(report: Report) -> Rows:
     """The scores that have no interval."""
     first = report.candidates[0]
     return [
@@ -118,7 +124,7 @@ def _detail_rows(report: "Report") -> Rows:
     ]
 
 
-def _size_rows(report: "Report") -> Rows:
+def _size_rows(report: Report) -> Rows:
     candidates = report.candidates
     whole = candidates[0].bytes.total
     trimmed = whole - report.trimmed_bytes
@@ -136,7 +142,7 @@ def _size_rows(report: "Report") -> Rows:
     return rows
 
 
-def _speed_rows(report: "Report") -> Rows:
+def _speed_rows(report: Report) -> Rows:
     candidates = report.candidates
     rows = [
         [
@@ -150,7 +156,7 @@ def _speed_rows(report: "Report") -> Rows:
     return rows
 
 
-def _training_rows(report: "Report") -> Rows:
+def _training_rows(report: Report) -> Rows:
     """What training took, where it is known."""
     rows = []
     for key, title, unit in (
@@ -166,7 +172,7 @@ def _training_rows(report: "Report") -> Rows:
     return rows
 
 
-def _class_lines(report: "Report", candidate: "CandidateReport") -> list[str]:
+def _class_lines(report: Report, candidate: CandidateReport) -> list[str]:
     """Scores of each class and the confusion matrix of one candidate."""
     if not candidate.classes:
         return []
@@ -192,7 +198,7 @@ def _confusion_lines(labels: Sequence[str], confusion: list[list[int]] | None) -
     return ["Lines are references, columns predictions.", "", *_table(["", *labels], rows), ""]
 
 
-def _epoch_lines(report: "Report") -> list[str]:
+def _epoch_lines(report: Report) -> list[str]:
     """The table of the training's epochs."""
     if not report.history:
         return []
@@ -229,7 +235,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _interval(name: str, interval: "Interval") -> str:
+def _interval(name: str, interval: Interval) -> str:
     show = _number(name)
     return f"{show(interval.value)} [{show(interval.low)}, {show(interval.high)}]"
 

@@ -1,6 +1,6 @@
 """What a report holds, and its JSON."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from quantkit.errors import QuantkitError
 from quantkit.exporter.inspect import Components
-from quantkit.files import read_json, write_json, write_text
+from quantkit.files import read_json
 from quantkit.measure import Latency
 from quantkit.metrics import ClassScores, Interval
-from quantkit.report.markdown import to_markdown
 
 __all__ = ["SCHEMA", "CandidateReport", "Report"]
 
@@ -63,11 +62,6 @@ class Report:
     notes: tuple[str, ...]
     curves: tuple[dict[str, float], ...] = ()  # step, loss, lr along the training
     history: tuple[dict[str, float], ...] = ()  # one entry per epoch
-
-    def save(self, folder: Path) -> None:
-        """Write `report.json` and `report.md` into `folder`."""
-        write_json(folder / "report.json", asdict(self))
-        write_text(folder / "report.md", to_markdown(self))
 
     @classmethod
     def load(cls, path: Path) -> "Report":

@@ -1,0 +1,95 @@
+"""Steps that several commands take, each saying what came out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from quantkit.cli.options import changes_of, recipe_of, run_named, say, say_next
+from quantkit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from quantkit.recipe import Recipe
+    from quantkit.runs import Run
+
+__all__ = [
+    "EXAMPLE",
+    "finetune_and_say",
+    "measure_and_say",
+    "ptq_and_say",
+    "run_and_recipe",
+    "say_quantized",
+]
+
+EXAMPLE = "makanannya enak sekali"
+
+
+def run_and_recipe(
+    name: str, runs: Path, recipe: str, changes: list[str] | None, bits: int, make: bool = True
+) -> tuple["Run", "Recipe"]:
+    """The named run, else the latest, else (if `make`) the built-in one, made now."""
+    from quantkit.recipe import builtin_recipe, with_bits, with_changes
+    from quantkit.runs import find_run, latest_run
+
+    values = changes_of(changes)
+    checked = with_bits(builtin_recipe(), bits)  # before any work: is that number supported?
+    chosen = find_run(name, runs) if name else latest_run(runs)
+    if chosen is None:
+        if not make:
+            raise CheckpointError(
+                f"{runs} holds no finished run. Make one: quantkit run builtin.yaml"
+            )
+        say(f"{runs} holds no finished run: making the built-in one first.")
+        chosen = run_named(runs, checked.name)
+        finetune_and_say(checked, chosen, None, chosen.training_folder.is_dir(), overwrite=False)
+    elif not name:
+        say(f"Taking the latest run: {chosen.folder}")
+    resolved = recipe_of(recipe, "", {}) if recipe else chosen.recipe()
+    return chosen, with_bits(with_changes(resolved, values), bits)
+
+
+def finetune_and_say(
+    recipe: "Recipe", run: "Run", data: Path | None, resume: bool, overwrite: bool
+) -> None:
+    """Fine-tune; of several processes one speaks."""
+    from quantkit import pipeline
+
+    result = pipeline.finetune(recipe, run, data, resume=resume, overwrite=overwrite)
+    if not pipeline.is_main_process():
+        return
+    say(
+        f"Fine-tuned {recipe.model} on {recipe.task}: validation score "
+        f"{100 * result.best_score:.1f} % in epoch {result.best_epoch}, {result.steps} steps, "
+        f"{result.seconds:.0f} s."
+    )
+    say(f"Checkpoint: {run.float_folder}")
+
+
+def ptq_and_say(recipe: "Recipe", run: "Run", data: Path | None, overwrite: bool) -> None:
+    """Quantize a run's float model."""
+    from quantkit import pipeline
+
+    say_quantized(pipeline.ptq(recipe, run, data, overwrite=overwrite))
+
+
+def say_quantized(made: Any) -> None:  # noqa: ANN401
+    """Where a quantized folder lies, and what is to be known of it."""
+    for note in made.quantized.notes:
+        say(f"Note: {note}")
+    say(f"Packed checkpoint: {made.folder}")
+    say(f"ONNX, verified on {made.exported.parity.rows} rows: {made.exported.path}")
+
+
+def measure_and_say(
+    recipe: "Recipe", run: "Run", data: Path | None, threads: int | None, beside: Sequence["Run"]
+) -> None:
+    """Measure, write the report, print it."""
+    from quantkit.comparison import bench
+    from quantkit.report import to_markdown
+
+    report = bench(recipe, run, data, threads=threads, beside=beside)
+    typer.echo(to_markdown(report))
+    say(f"Report: {run.folder / 'report.json'} and report.md")
+    folder = run.float_folder if recipe.is_recurrent else run.quantized_folder(recipe)
+    say_next(f'quantkit predict "{EXAMPLE}" --model {folder}')
