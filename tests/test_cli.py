@@ -96,11 +96,11 @@ def test_the_report_reads_back_and_holds_what_was_promised(line: Line) -> None:
     assert to_markdown(report).strip() in line.printed
 
 
-def test_resume_skips_what_is_done(line: Line) -> None:
-    weights = [line.runs / "smsa" / "float" / "model.safetensors"]
-    weights.append(line.runs / "smsa" / "w8a8" / "quantkit.safetensors")
+def test_resume_skips_what_is_done(copied: Line) -> None:
+    weights = [copied.runs / "smsa" / "float" / "model.safetensors"]
+    weights.append(copied.runs / "smsa" / "w8a8" / "quantkit.safetensors")
     before = [path.stat().st_mtime_ns for path in weights]
-    _, *arguments = _finetune(line, *changes(TRAINING, BENCH), "--resume")
+    _, *arguments = _finetune(copied, *changes(TRAINING, BENCH), "--resume")
     assert "Report:" in succeed("run", *arguments)
     assert [path.stat().st_mtime_ns for path in weights] == before
 
