@@ -207,12 +207,13 @@ def _load(
                 local_files_only=local,
                 ignore_mismatched_sizes=bool(settings),
             )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as problem:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as problem:
         raise CheckpointError(cannot_load(source, problem)) from None
     check_finite(model)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes up an empty one
         raise CheckpointError(f"{source} holds no tokenizer. Copy its tokenizer.json there too.")
-    mismatched = {name for name, *_ in info["mismatched_keys"]}
+    # transformers 4 lists names, transformers 5 names with both shapes.
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
     return model, tokenizer, sorted(mismatched.union(info["missing_keys"]))
 
 

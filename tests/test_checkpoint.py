@@ -200,10 +200,11 @@ def change_weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[P
     return rewrite
 
 
-def remove(pattern: str) -> Callable[[Path], None]:
+def remove(*patterns: str) -> Callable[[Path], None]:
     def unlink(folder: Path) -> None:
-        for path in folder.glob(pattern):
-            path.unlink()
+        for pattern in patterns:
+            for path in folder.glob(pattern):
+                path.unlink()
 
     return unlink
 
@@ -228,7 +229,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "config": (spoil_config, "not a valid JSON"),
     "no config": (remove("config.json"), "holds no config.json"),
     "no weights": (remove("model.*"), "holds no weights"),
-    "no tokenizer": (remove("tokenizer*"), "holds no tokenizer"),
+    "no tokenizer": (remove("tokenizer*", "vocab*"), "holds no tokenizer|cannot be loaded"),
     "quantized": (lambda folder: (folder / "quantkit.json").touch(), "is a quantized checkpoint"),
 }
 
