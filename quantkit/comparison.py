@@ -106,12 +106,8 @@ def _candidates(
     for which in (run, *beside):
         own = recipe if which is run else which.recipe()
         prefix = "" if which is run else f"{which.folder.name} "
-        if which is not run and (other := head_of(load_float(which.float_folder)[0])) != head:
-            raise DataError(
-                f"{which.folder} answers {other.kind} ({', '.join(other.labels)}), and "
-                f"{run.folder} {head.kind} ({', '.join(head.labels)}): only runs of one task can "
-                f"stand beside one another."
-            )
+        if which is not run:
+            _check_same_task(recipe, run, head, which)
         if not (which.float_folder / "onnx" / "model.onnx").is_file():
             export_float(which.float_folder, own)
         yield _Candidate(f"{prefix}float", which, which.float_folder)
@@ -122,6 +118,17 @@ def _candidates(
             raise CheckpointError(
                 f"{quantized} is not there. Make it first: quantkit ptq {run.folder.name}"
             )
+
+
+def _check_same_task(recipe: Recipe, run: Run, head: Head, other: Run) -> None:
+    """The same task, and for tables of one's own the same answers."""
+    task, answers = other.recipe().task, head_of(load_float(other.float_folder)[0])
+    if task != recipe.task or answers != head:
+        raise DataError(
+            f"{other.folder} is of the task {task} and answers {answers.kind} "
+            f"({', '.join(answers.labels)}), and {run.folder} of {recipe.task}, {head.kind} "
+            f"({', '.join(head.labels)}): only runs of one task can stand beside one another."
+        )
 
 
 def _embedding_width(model: PreTrainedModel) -> int:

@@ -102,9 +102,15 @@ def quoted(text: str) -> str:
 
 
 def run_named(runs: Path, name: str) -> "Run":
-    """The run of a name; it need not exist yet."""
+    """The run of a name; it need not exist yet.
+
+    Raises:
+        RecipeError: a name that would lead out of the folder of runs.
+    """
     from quantkit.runs import Run
 
+    if Path(name).name != name:
+        raise RecipeError(f"--name is {name!r}: a run's name is one word. --runs takes a folder.")
     return Run(runs / name)
 
 
