@@ -89,7 +89,7 @@ def test_a_run_of_another_task_is_refused(base: Path, line: Line) -> None:
     before = (run.folder / "report.json").stat().st_mtime_ns
     with pytest.raises(DataError) as caught:
         bench(run.recipe(), run, run.data(), beside=[Run(names.runs / "nergrit")])
-    assert "nergrit answers words (I-PERSON," in str(caught.value)
+    assert "nergrit and answers words (I-PERSON," in str(caught.value)
     assert "classification (positive, neutral, negative)" in str(caught.value)
     assert (run.folder / "report.json").stat().st_mtime_ns == before
 
