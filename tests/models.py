@@ -7,7 +7,9 @@ import transformers
 from transformers import PreTrainedModel
 
 from quantkit.encoder import describe, unroll
-from tests.conftest import ROWS
+from quantkit.ptq import Quantized, quantize
+from quantkit.recipe import Recipe
+from tests.conftest import ROWS, batch_of
 
 FAMILIES = ("Bert", "Albert", "DistilBert", "Roberta", "XLMRoberta", "Electra")
 HEADS = ("ForSequenceClassification", "ForTokenClassification", "Model")
@@ -66,3 +68,16 @@ def small_model(
                 inner.bias.normal_(0.0, 0.3)
     model.train(False)
     return model
+
+
+def quantized(model: PreTrainedModel, **slots: Any) -> Quantized:  # noqa: ANN401
+    recipe = Recipe(name="test", task="none", model="none", **slots)
+    batches = [batch_of(8, 12, seed=1), batch_of(4, 30, seed=2)]
+    return quantize(model, batches, recipe=recipe, reachable_rows=ROWS)
+
+
+def answers_of(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    plan = describe(model)
+    with torch.no_grad():
+        result: torch.Tensor = model(**{n: batch[n] for n in plan.arguments})[plan.output]
+    return result

@@ -11,27 +11,34 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from onnx import numpy_helper
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quantkit.encoder import describe, head_of, rolled_config, unroll
-from quantkit.errors import CheckpointError, ParityError
+from quantkit.encoder import describe
+from quantkit.errors import CheckpointError
 from quantkit.exporter import export
 from quantkit.exporter.batches import gate_batches
 from quantkit.exporter.bert import build
 from quantkit.exporter.gate import check_parity
 from quantkit.exporter.inspect import bytes_by_component, optimized_operators
-from quantkit.heads import HEAD_KEY, Head
 from quantkit.modules import QuantEmbedding, QuantLinear
 from quantkit.packed import load_packed, save_packed
 from quantkit.placement import swap
 from quantkit.ptq import Quantized, quantize
-from quantkit.recipe import Recipe
 from quantkit.runtime import session_options
 from tests.conftest import ROWS, batch_of
-from tests.models import FAMILIES, HEADS, HIDDEN, LABELS, LENGTH, NARROW, small_config, small_model
+from tests.models import (
+    FAMILIES,
+    HEADS,
+    HIDDEN,
+    LABELS,
+    LENGTH,
+    NARROW,
+    answers_of,
+    quantized,
+    small_config,
+    small_model,
+)
 
 LAYERS = 2
 SEQUENCE, WORDS, BARE = HEADS
@@ -57,13 +64,7 @@ class Case:
 def case(request: pytest.FixtureRequest) -> Case:
     family, head = request.param
     model = small_model(family, head)
-    return Case(family, head, model, _quantized(model))
-
-
-def _quantized(model: PreTrainedModel, **slots: Any) -> Quantized:  # noqa: ANN401
-    recipe = Recipe(name="test", task="none", model="none", **slots)
-    batches = [batch_of(8, 12, seed=1), batch_of(4, 30, seed=2)]
-    return quantize(model, batches, recipe=recipe, reachable_rows=ROWS)
+    return Case(family, head, model, quantized(model))
 
 
 def _padded(size: int, length: int, padding: int) -> Batch:
@@ -73,13 +74,6 @@ def _padded(size: int, length: int, padding: int) -> Batch:
     batch["input_ids"][0, length // 2 :] = padding
     batch["token_type_ids"][1:, length // 2 :] = 1
     return batch
-
-
-def _answers(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    plan = describe(model)
-    with torch.no_grad():
-        result: torch.Tensor = model(**{n: batch[n] for n in plan.arguments})[plan.output]
-    return result
 
 
 def _of_file(source: Path | onnx.ModelProto, batch: Batch) -> np.ndarray:
@@ -132,8 +126,8 @@ class _WithoutInputRounding(nn.Module):
 
 def test_smoothing_and_folds_keep_the_function(case: Case) -> None:
     smooth = copy.deepcopy(case.quantized.model)
-    quantized = {n: m for n, m in smooth.named_modules() if isinstance(m, QuantLinear)}
-    swap(smooth, {name: _WithoutInputRounding(module) for name, module in quantized.items()})
+    integers = {n: m for n, m in smooth.named_modules() if isinstance(m, QuantLinear)}
+    swap(smooth, {name: _WithoutInputRounding(module) for name, module in integers.items()})
     batch = _padded(16, 20, describe(case.model).pad_token_id)
     # Weights of 8 bits lose little; a factor at the wrong place would leave no signal.
     assert 0.0 < _noise(case, smooth, batch) < 0.02
@@ -142,7 +136,7 @@ def test_smoothing_and_folds_keep_the_function(case: Case) -> None:
 
 def _noise(case: Case, model: PreTrainedModel, batch: Batch) -> float:
     """Squared error over the variance of the float model's answers."""
-    whole, found = _answers(case.model, batch), _answers(model, batch)
+    whole, found = answers_of(case.model, batch), answers_of(model, batch)
     if case.head != SEQUENCE:
         kept = batch["attention_mask"] == 1
         whole, found = whole[kept], found[kept]
@@ -158,7 +152,7 @@ def test_a_packed_folder_loads_back_bit_for_bit(
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     batch = _padded(3, 14, describe(loaded).pad_token_id)
-    assert torch.equal(_answers(case.quantized.model, batch), _answers(loaded, batch))
+    assert torch.equal(answers_of(case.quantized.model, batch), answers_of(loaded, batch))
 
 
 def test_both_files_pass_the_gate_and_answer_like_torch(
@@ -169,8 +163,8 @@ def test_both_files_pass_the_gate_and_answer_like_torch(
         exported = export(model, tokenizer, tmp_path / name, max_length=LENGTH)
         assert exported.parity.problems() == []
         found = _of_file(exported.path, batch)
-        assert found.shape == _answers(model, batch).shape
-        assert _close(found, _answers(model, batch), batch, case.head)
+        assert found.shape == answers_of(model, batch).shape
+        assert _close(found, answers_of(model, batch), batch, case.head)
         sizes = bytes_by_component(exported.path)
         assert sizes.total == exported.path.stat().st_size
         assert (sizes.head > 0) == (case.head != BARE)
@@ -198,73 +192,6 @@ def test_four_integer_products_per_layer(case: Case) -> None:
     assert operators["QuantizeLinear"] == 4 * LAYERS + others
     floats = sum(operators.get(kind, 0) for kind in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm"))
     assert floats == (case.head != BARE)
-
-
-def _stored_bytes(file: onnx.ModelProto) -> int:
-    return sum(numpy_helper.to_array(tensor).nbytes for tensor in file.graph.initializer)
-
-
-def test_an_albert_file_holds_its_layer_once() -> None:
-    once, often = small_model("Albert", layers=1), small_model("Albert", layers=12)
-    files = build(once, {}), build(often, {})
-    assert _stored_bytes(files[0]) == _stored_bytes(files[1])
-    model, calls = _quantized(often).model, 11
-    files = build(_quantized(once).model, {}), build(model, {})
-    # Each further call brings a float32 scale and a zero point for each of its four inputs.
-    assert _stored_bytes(files[1]) - _stored_bytes(files[0]) == calls * 4 * (4 + 1)
-    assert files[1].ByteSize() - files[0].ByteSize() < calls * 8_000  # nodes and their names
-    modules: list[Any] = [
-        model.get_submodule(layer.output.linears[0]) for layer in describe(model).layers
-    ]
-    assert len({float(module.input_quantizer.scale) for module in modules}) == calls + 1
-    parity = check_parity(model, build(model, {}), gate_batches(ROWS, 40))
-    assert parity.problems() == []
-
-
-def test_albert_shares_weights_between_calls_and_not_ranges() -> None:
-    model = small_model("Albert", layers=4, num_hidden_groups=2)
-    unrolled = unroll(model)
-    batch = batch_of(3, 9)
-    assert torch.equal(_answers(model, batch), _answers(unrolled, batch))
-    assert {id(p) for p in model.parameters()} == {id(p) for p in unrolled.parameters()}
-    assert model.config.num_hidden_groups == 2
-    assert [layer.first for layer in describe(model).layers] == [0, 0, 2, 2]
-    quantized = _quantized(model)
-    groups: Any = quantized.model.get_submodule("albert.encoder.albert_layer_groups")
-    first, second, third, _ = (group.albert_layers[0].ffn for group in groups)
-    for part in ("codes", "scale", "bias"):
-        assert getattr(first, part) is getattr(second, part)
-        assert getattr(first, part) is not getattr(third, part)
-    assert first.input.multiplier is second.input.multiplier
-    assert first.input.scale != second.input.scale
-    assert rolled_config(quantized.model)["num_hidden_groups"] == 2
-
-
-def test_a_packed_albert_stores_its_layer_once(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    save_packed(_quantized(small_model("Albert")), tokenizer, tmp_path, max_length=LENGTH)
-    with safe_open(tmp_path / "quantkit.safetensors", framework="pt") as file:
-        names = set(file.keys())
-    layer = "albert.encoder.albert_layer_groups.{}.albert_layers.0"
-    assert f"{layer.format(0)}.ffn.codes" in names
-    second = {name for name in names if name.startswith(layer.format(1))}
-    assert all(name.endswith((".input.scale", ".input.zero_point")) for name in second)
-    assert len(second) == 2 * 4
-    assert load_packed(tmp_path).model.config.num_hidden_groups == LAYERS
-
-
-def test_skipping_one_call_keeps_all_calls_in_float() -> None:
-    model = small_model("Albert")
-    calls = _quantized(model, skip=("classifier", "*groups.1*.ffn_output")).model
-    for layer in describe(calls).layers:
-        assert type(calls.get_submodule(layer.output.linears[0])) is nn.Linear
-        assert type(calls.get_submodule(layer.intermediate.linears[0])) is QuantLinear
-
-
-def test_other_albert_groups_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="inner_group_num: 2"):
-        describe(_bare("Albert", inner_group_num=2))
 
 
 def _bare(family: str, **settings: Any) -> PreTrainedModel:  # noqa: ANN401
@@ -295,18 +222,18 @@ def test_query_key_and_value_may_have_no_bias(family: str) -> None:
     for layer in describe(model).layers:
         for name in layer.query_key_value.linears:
             model.get_submodule(name).register_parameter("bias", None)
-    quantized = _quantized(model).model
-    for each in (model, quantized):
+    integer = quantized(model).model
+    for each in (model, integer):
         assert check_parity(each, build(each, {}), gate_batches(ROWS, 40)).problems() == []
-    assert optimized_operators(build(quantized, {}))["MultiHeadAttention"] == LAYERS
+    assert optimized_operators(build(integer, {}))["MultiHeadAttention"] == LAYERS
 
 
 def test_one_of_the_three_may_have_no_bias() -> None:
     model = small_model("Bert", layers=1)
     key = describe(model).layers[0].query_key_value.linears[1]
     model.get_submodule(key).register_parameter("bias", None)
-    quantized = _quantized(model).model
-    for each in (model, quantized):
+    integer = quantized(model).model
+    for each in (model, integer):
         assert check_parity(each, build(each, {}), gate_batches(ROWS, 40)).problems() == []
 
 
@@ -323,10 +250,10 @@ def test_roberta_counts_positions_from_its_padding_id() -> None:
     model = small_model("Roberta", WORDS)
     batch = batch_of(2, 12)
     batch["input_ids"][0, 3] = 1
-    assert _close(_of_file(build(model, {}), batch), _answers(model, batch), batch, WORDS)
+    assert _close(_of_file(build(model, {}), batch), answers_of(model, batch), batch, WORDS)
     batch["input_ids"][0, 3] = 2
     other = _of_file(build(model, {}), batch)
-    assert _close(other, _answers(model, batch), batch, WORDS)
+    assert _close(other, answers_of(model, batch), batch, WORDS)
 
 
 def test_narrow_embeddings_count_their_projection_as_embeddings(tmp_path: Path) -> None:
@@ -344,7 +271,7 @@ def test_wide_electra_has_no_projection() -> None:
     model = small_model("Electra", embedding_size=HIDDEN)
     assert describe(model).embedding.projection is None
     batch = batch_of(3, 8)
-    assert _close(_of_file(build(model, {}), batch), _answers(model, batch), batch, SEQUENCE)
+    assert _close(_of_file(build(model, {}), batch), answers_of(model, batch), batch, SEQUENCE)
 
 
 def test_a_bare_model_may_lack_its_pooler(
@@ -352,66 +279,9 @@ def test_a_bare_model_may_lack_its_pooler(
 ) -> None:
     model: Any = small_model("Bert", BARE, layers=1)
     model.pooler = None
-    small = _quantized(model)
+    small = quantized(model)
     save_packed(small, tokenizer, tmp_path, max_length=LENGTH)
     batch = batch_of(2, 6)
-    assert torch.equal(_answers(load_packed(tmp_path).model, batch), _answers(small.model, batch))
-
-
-@pytest.mark.parametrize(
-    ("head", "settings", "expected"),
-    [
-        (SEQUENCE, {}, Head("classification", tuple(LABELS.values()))),
-        (SEQUENCE, {"problem_type": "regression", "id2label": {0: "x"}}, Head("regression")),
-        (SEQUENCE, {"id2label": {0: "x"}}, Head("regression")),
-        (
-            SEQUENCE,
-            {"problem_type": "multi_label_classification"},
-            Head("multilabel", tuple(LABELS.values())),
-        ),
-        (WORDS, {}, Head("words", tuple(LABELS.values()))),
-        (BARE, {}, Head("features")),
-        (
-            SEQUENCE,
-            {HEAD_KEY: {"kind": "aspects", "labels": ["a", "b"], "aspects": ["x", "y"]}},
-            Head("aspects", ("a", "b"), ("x", "y")),
-        ),
-    ],
-)
-def test_heads_are_read_from_the_configuration(
-    head: str, settings: dict[str, Any], expected: Head
-) -> None:
-    model = small_model("Bert", head, layers=1)
-    for name, value in settings.items():
-        setattr(model.config, name, value)
-    assert head_of(model) == expected
-
-
-def test_a_regression_of_several_values_is_refused() -> None:
-    model = small_model("Bert", layers=1)
-    model.config.problem_type = "regression"
-    with pytest.raises(CheckpointError, match="regression with 3 values"):
-        head_of(model)
-
-
-@pytest.mark.parametrize("kind", ["aspects", "multilabel", "regression"])
-def test_the_gate_knows_every_kind_of_answer(kind: str) -> None:
-    heads = {
-        "aspects": Head("aspects", ("a", "b"), ("x", "y", "z")),
-        "multilabel": Head("multilabel", ("a", "b", "c")),
-        "regression": Head("regression"),
-    }
-    head = heads[kind]
-    names = dict(enumerate(head.output_names))
-    config: dict[str, Any] = {"id2label": names, HEAD_KEY: head.to_json()}
-    model = small_model("Bert", layers=1, num_labels=len(names), **config)
-    quantized = _quantized(model).model
-    for each in (model, quantized):
-        result = check_parity(each, build(each, {}), gate_batches(ROWS, 40))
-        assert result.problems() == []
-    assert (result.disagreements_allowed > 0) == (kind != "regression")
-    wrong = copy.deepcopy(quantized)
-    with torch.no_grad():
-        wrong.classifier.bias += 0.5
-    with pytest.raises(ParityError, match=r"\(c\)"):
-        check_parity(quantized, build(wrong, {}), gate_batches(ROWS, 40))
+    assert torch.equal(
+        answers_of(load_packed(tmp_path).model, batch), answers_of(small.model, batch)
+    )
