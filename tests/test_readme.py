@@ -3,15 +3,19 @@
 import contextlib
 import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 
-from benchmarks.update_readme import block_lines
 from quantkit.report import Report, report_rows
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from update_readme import block_lines  # noqa: E402
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
