@@ -51,19 +51,20 @@ def run_and_recipe(
 
 def finetune_and_say(
     recipe: "Recipe", run: "Run", data: Path | None, resume: bool, overwrite: bool
-) -> None:
-    """Fine-tune; of several processes one speaks."""
+) -> bool:
+    """Fine-tune; of several processes one speaks. Whether this is that one."""
     from quantkit import pipeline
 
     result = pipeline.finetune(recipe, run, data, resume=resume, overwrite=overwrite)
     if not pipeline.is_main_process():
-        return
+        return False
     say(
         f"Fine-tuned {recipe.model} on {recipe.task}: validation score "
         f"{100 * result.best_score:.1f} % in epoch {result.best_epoch}, {result.steps} steps, "
         f"{result.seconds:.0f} s."
     )
     say(f"Checkpoint: {run.float_folder}")
+    return True
 
 
 def ptq_and_say(recipe: "Recipe", run: "Run", data: Path | None, overwrite: bool) -> None:

@@ -65,8 +65,8 @@ def finetune(
     columns = table_of(text, label, text_pair, tokens, question)
     resolved = recipe_of(recipe, model, columns | changes_of(changes))
     run = run_named(runs, name or resolved.name)
-    finetune_and_say(resolved, run, data, resume, overwrite)
-    say_next(f"quantkit {'bench' if resolved.is_recurrent else 'ptq'} {run.folder.name}")
+    if finetune_and_say(resolved, run, data, resume, overwrite):
+        say_next(f"quantkit {'bench' if resolved.is_recurrent else 'ptq'} {run.folder.name}")
 
 
 @app.command()
