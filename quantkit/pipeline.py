@@ -38,7 +38,7 @@ from quantkit.files import new_folder, write_json
 from quantkit.heads import Head
 from quantkit.metrics import main_score
 from quantkit.packed import METADATA, load_packed, save_packed
-from quantkit.prediction import Outputs
+from quantkit.prediction import Outputs, predict
 from quantkit.ptq import Quantized, quantize
 from quantkit.recipe import Recipe
 from quantkit.runs import Run
@@ -61,6 +61,7 @@ __all__ = [
 ]
 
 PARITY = "parity.json"  # the gate's findings, beside each ONNX file
+COSINE_TEXTS = 256
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,9 @@ def ptq_checkpoint(
             recipe=recipe,
             reachable_rows=reachable_rows(tokenizer),
         )
+        if (head := head_of(model)).kind == "features":
+            note = _cosine_note(model, quantized, tokenizer, inputs, head, limit)
+            quantized = replace(quantized, notes=(*quantized.notes, note))
         save_packed(quantized, tokenizer, partial, max_length=limit)
         exported = export(
             quantized.model, tokenizer, partial, recipe=recipe, max_length=recipe.max_length
@@ -292,6 +296,26 @@ def _cut_note(train: Encoded, task: TaskData, limit: int) -> list[str]:
         f"{train.cut} of {rows} training texts ({train.cut / rows:.1%}) have more than {limit} "
         f"tokens and lose their end."
     ]
+
+
+def _cosine_note(
+    model: PreTrainedModel,
+    quantized: Quantized,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Inputs,
+    head: Head,
+    max_length: int,
+) -> str:
+    """How near the vectors of the first texts stay to the float model's."""
+    texts = Inputs(inputs.first[:COSINE_TEXTS])
+    types = takes_token_types(model)
+    encoded = encode_unlabelled(tokenizer, texts, head, max_length, types=types)
+    before, after = (
+        predict(each, encoded, pad_token_id=_padding(tokenizer))
+        for each in (model, quantized.model)
+    )
+    mean = main_score(head, before, after)
+    return f"Vectors of {len(texts)} texts: mean cosine with the float model's {mean:.4f}."
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -184,7 +185,10 @@ def test_the_second_text_of_a_pair_is_read(base: Path, tmp_path: Path) -> None:
 def test_a_model_without_a_head_gives_vectors(base: Path, line: Line, tmp_path: Path) -> None:
     bare = checkpoint(base, head="Model")
     texts = write_table(tmp_path / "texts", TEXTS[0], TEXTS[1:])
-    succeed("ptq", "--checkpoint", bare, "--texts", texts, "--runs", tmp_path)
+    said = succeed("ptq", "--checkpoint", bare, "--texts", texts, "--runs", tmp_path)
+    cosine = re.search(r"Vectors of 3 texts: mean cosine with the float model's (0\.\d+)", said)
+    assert cosine is not None
+    assert 0.97 < float(cosine[1]) < 1.0
     model = tmp_path / bare.name / "w8a8"
     printed = succeed("predict", *TEXTS, "--model", model).splitlines()
     assert [len(json.loads(answer)["values"]) for answer in printed] == [32] * 3
