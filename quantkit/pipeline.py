@@ -315,7 +315,7 @@ def _cosine_note(
         for each in (model, quantized.model)
     )
     mean = main_score(head, before, after)
-    return f"Vectors of {len(texts)} texts: mean cosine with the float model's {mean:.4f}."
+    return f"Vectors of {len(texts)} texts: mean cosine with the float model's {mean:.6f}."
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
