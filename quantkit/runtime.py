@@ -111,16 +111,25 @@ class Session:
         of each and any other key may be absent.
 
         Raises:
-            DataError: a row has no text; the message tells its number from 1.
+            DataError: a row has no text, after the answers to those before it; the message
+                tells its number from 1.
         """
         if isinstance(rows, str | Mapping):
             raise DataError(f"Expected rows; found one {type(rows).__name__}. Pass a list of it.")
         numbered = enumerate(rows, start=1)
-        while part := [
-            read_row(row, number, words=self._of_words) for number, row in islice(numbered, chunk)
-        ]:
+        problem: DataError | None = None
+        while problem is None:
+            part: list[Row] = []
+            try:
+                for number, row in islice(numbered, chunk):
+                    part.append(read_row(row, number, words=self._of_words))
+            except DataError as found:  # the rows before it are answered first
+                problem = found
             for answer in self._answer(part, batch_size):
                 yield answer.to_json()
+            if not part and problem is None:
+                return
+        raise problem
 
     def outputs(self, inputs: Inputs, batch_size: int = 8) -> Outputs:
         """What the model says of each row, in order.

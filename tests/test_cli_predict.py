@@ -182,6 +182,15 @@ def test_the_second_text_of_a_pair_is_read(base: Path, tmp_path: Path) -> None:
     assert found[0] != found[1] != found[2]
 
 
+def test_rows_before_a_broken_one_are_answered(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows"
+    file.write_text('enak\n{"text": "buruk"}\n{broken\nbagus\n', encoding="utf-8")
+    outcome = invoke("predict", "--file", file, "--model", model)
+    assert outcome.code == 2
+    assert "rows:3:" in outcome.err
+    assert len([json.loads(line)["label"] for line in outcome.out.splitlines()]) == 2
+
+
 def test_a_model_without_a_head_gives_vectors(base: Path, line: Line, tmp_path: Path) -> None:
     bare = checkpoint(base, head="Model")
     texts = write_table(tmp_path / "texts", TEXTS[0], TEXTS[1:])
