@@ -14,6 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from quantkit.data.tokenizer import train_wordpiece
 from quantkit.ptq import Quantized, quantize
+from tests.cli import Line, finished
 
 ROWS = 300  # reachable word rows of the small model; it declares more
 
@@ -86,3 +87,15 @@ def tokenizer() -> PreTrainedTokenizerBase:
     trained = train_wordpiece(texts, vocab_size=ROWS)
     trained.model_max_length = 64
     return trained
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Below it lies what tests/cli.py makes once for all modules."""
+    return tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(scope="session")
+def line(base: Path) -> Line:
+    """SmSA's whole line, made by one command."""
+    return finished(base)

@@ -15,23 +15,12 @@ from tests.cli import (
     Line,
     changes,
     files_in,
-    finished,
     invoke,
     quantized,
     succeed,
 )
 
 DECLARED = 260  # word rows of the small models
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(scope="module")
-def line(base: Path) -> Line:
-    return finished(base)
 
 
 @pytest.fixture

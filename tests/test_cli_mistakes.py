@@ -27,11 +27,6 @@ from tests.cli import (
 )
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp()
-
-
 def _refused(base: Path, tmp_path: Path, recipe: str, data: Path, *more: object) -> str:
     """What `finetune` says, which must fail and leave no file in its runs folder."""
     places = ["--model", checkpoint(base), "--data", data, "--runs", tmp_path / "runs"]

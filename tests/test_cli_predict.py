@@ -17,7 +17,6 @@ from tests.cli import (
     Line,
     checkpoint,
     feelings,
-    finished,
     invoke,
     quantized,
     succeed,
@@ -26,16 +25,6 @@ from tests.cli import (
 
 TEXTS = ["makanan itu enak dan bagus", "kamar itu kotor dan buruk", "harga itu biasa dan cukup"]
 ANSWERS = ["positive", "negative", "neutral"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(scope="module")
-def line(base: Path) -> Line:
-    return finished(base)
 
 
 @pytest.fixture(scope="module")

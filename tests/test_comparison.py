@@ -24,11 +24,6 @@ from tests.cli import (
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(scope="module")
 def line(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Line:
     """The finished run, beside it a student of one of two layers that was only fine-tuned."""
     original = finished(base)

@@ -8,17 +8,7 @@ import pytest
 import quantkit
 from quantkit.errors import DataError
 from quantkit.evaluation import evaluate_folder
-from tests.cli import Line, feelings, finished, invoke, quantized, succeed, write_table
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(scope="module")
-def line(base: Path) -> Line:
-    return finished(base)
+from tests.cli import Line, feelings, invoke, quantized, succeed, write_table
 
 
 @pytest.fixture(scope="module")

@@ -36,11 +36,6 @@ from tests.cli import (
 )
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp()
-
-
 def _own_table(base: Path, table: Path, *columns: object) -> Run:
     """A table's model, fine-tuned and quantized beside it."""
     places = ["--model", checkpoint(base), "--data", table, "--runs", table.parent / "runs"]

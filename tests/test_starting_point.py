@@ -16,11 +16,6 @@ from tests.cli import checkpoint, write_casa, write_nergrit, write_smsa, write_t
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(scope="module")
 def smsa(tmp_path_factory: pytest.TempPathFactory) -> TaskData:
     return load_task("smsa", write_smsa(tmp_path_factory.mktemp("starting")))
 
