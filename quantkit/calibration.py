@@ -1,8 +1,8 @@
 """The passes over calibration texts: they stream, and their memory does not grow with texts.
 
 Pass A records, for every tensor that a Linear reads, each channel's extremes and a bounded
-random sample of rows. Pass B, only for calibrators that ask for it, fills histograms of
-the smoothed tensors over ranges that are already known exactly.
+random sample of rows. Pass B, only for calibrators that ask for it, watches the smoothed
+tensors, whose extremes are already known exactly: histograms and moving averages, in one pass.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,11 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantkit.calibrators.histogram import Histogram
+from quantkit.calibrators import Calibrator, Observed, observer_for
+from quantkit.calibrators.histogram import by_range
 from quantkit.encoder import SharedInput, describe
 from quantkit.errors import CheckpointError, DataError
 
-__all__ = ["Batch", "InputStatistics", "collect_histograms", "collect_statistics"]
+__all__ = [
+    "Batch",
+    "InputStatistics",
+    "collect_observed",
+    "collect_statistics",
+    "each_input",
+    "extremes",
+]
 
 Batch = Mapping[str, Tensor]
 Sink = Callable[[SharedInput, list[Tensor]], None]  # one tensor [tokens, in] per text
@@ -75,32 +83,62 @@ def collect_statistics(
             )
         statistics[shared].update(values)
 
-    if not _run(model, inputs, batches, record):
+    if not each_input(model, inputs, batches, record):
         raise DataError(
             "Calibration got no texts. Pass at least one batch; 256 training texts do well."
         )
     return statistics
 
 
-def collect_histograms(
+def extremes(
+    statistics: InputStatistics, multiplier: Tensor | None, groups: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Ends [groups] of the smoothed tensor: exact, since smoothing acts on whole channels.
+
+    `multiplier` [in] is positive; 1 group is per tensor, as many as channels per channel.
+
+    Raises:
+        ValueError: the channels cannot be divided into so many groups.
+    """
+    factor = torch.ones_like(statistics.low) if multiplier is None else multiplier
+    low, high = statistics.low * factor, statistics.high * factor
+    return by_range(low, groups).amin(1), by_range(high, groups).amax(1)
+
+
+def collect_observed(
     model: nn.Module,
-    ranges: Mapping[SharedInput, tuple[float, float]],
+    bounds: Mapping[SharedInput, tuple[Tensor, Tensor]],
     multipliers: Mapping[SharedInput, Tensor | None],
     batches: Iterable[Batch],
-) -> dict[SharedInput, Histogram]:
-    """Pass B: histograms over `ranges` of the inputs, each channel times its multiplier."""
-    histograms = {shared: Histogram(*bounds) for shared, bounds in ranges.items()}
+    calibrator: Calibrator,
+) -> dict[SharedInput, Observed]:
+    """Pass B: what `calibrator` needs to know of the inputs, each channel times its multiplier.
+
+    One forward pass serves all inputs, and a calibrator that needs the extremes alone takes
+    none. `bounds` are the `extremes` of each input; their length says how many ranges it has.
+    The memory is that of one histogram for each input, whatever the number of texts:
+    `calibrators.histogram.default_bins` has the numbers.
+
+    Raises:
+        DataError: a pass is needed, and there is no batch.
+    """
+    if calibrator.needs == "extremes":
+        return {shared: Observed(*ends) for shared, ends in bounds.items()}
+    observers = {shared: observer_for(calibrator, *ends) for shared, ends in bounds.items()}
 
     def record(shared: SharedInput, texts: list[Tensor]) -> None:
-        multiplier = multipliers[shared]
-        for text in texts:
-            histograms[shared].update(text if multiplier is None else text * multiplier)
+        factor = multipliers[shared]
+        observers[shared].update(*(texts if factor is None else (text * factor for text in texts)))
 
-    _run(model, list(ranges), batches, record)
-    return histograms
+    if not each_input(model, list(bounds), batches, record):
+        raise DataError(
+            f"The {calibrator.name} calibrator reads the calibration batches a second time and "
+            f"found none. Pass a list: an iterator is used up by the first pass."
+        )
+    return {shared: observer.observed() for shared, observer in observers.items()}
 
 
-def _run(
+def each_input(
     model: nn.Module, inputs: Sequence[SharedInput], batches: Iterable[Batch], sink: Sink
 ) -> int:
     """Feed every batch through the model with hooks in place; the number of batches."""

@@ -23,6 +23,7 @@ from quantkit.errors import CheckpointError, DependencyError
 from quantkit.files import read_json
 from quantkit.packed import FORMAT, METADATA, WEIGHTS, empty_modules, read_tensors
 from quantkit.placement import Plan, swap
+from quantkit.recipe import parse_recipe
 
 __all__ = ["QuantkitConfig", "QuantkitQuantizer"]
 
@@ -69,8 +70,10 @@ class QuantkitQuantizer(HfQuantizer):
                 f"ranges of its own, which transformers' model has no modules for. Load it with "
                 f"quantkit.load_packed({str(folder)!r}).model."
             )
-        plan = Plan.from_json(read_json(folder / METADATA)["plan"])
-        swap(model, empty_modules(model, plan, read_tensors(folder / WEIGHTS)))
+        metadata = read_json(folder / METADATA)
+        plan = Plan.from_json(metadata["plan"])
+        recipe = parse_recipe(metadata["recipe"], str(folder / METADATA))
+        swap(model, empty_modules(model, plan, recipe, read_tensors(folder / WEIGHTS)))
         return model
 
     @property

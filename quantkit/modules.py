@@ -7,13 +7,21 @@ elsewhere and handed in as tensors.
 import torch
 from torch import Tensor, nn
 
-from quantkit.numerics import asymmetric_grid, integer_linear, quantize
+from quantkit.integers import Integers, unpack_nibbles, widened
+from quantkit.numerics import (
+    asymmetric_grid,
+    centre,
+    integer_linear,
+    quantize,
+    scale_and_zero_point,
+    symmetric_grid,
+)
 
-__all__ = ["InputQuantizer", "QuantEmbedding", "QuantLinear"]
+__all__ = ["InputQuantizer", "QuantEmbedding", "QuantLinear", "TokenQuantizer"]
 
 
 class InputQuantizer(nn.Module):
-    """Static per-tensor uint8 codes of a Linear's input, after an optional channel multiplier.
+    """Static per-tensor codes of a Linear's input, after an optional channel multiplier.
 
     Linears that read the same tensor (query, key and value) share one of these: the first
     owns it as its submodule `input`, the others refer to it.
@@ -22,102 +30,163 @@ class InputQuantizer(nn.Module):
         scale: float32 scalar.
         zero_point: uint8 scalar.
         multiplier: float32 [in], the reciprocal of the smoothing vector; None without.
+        bits: of the codes, which uint8 carries.
     """
 
     scale: Tensor
     zero_point: Tensor
     multiplier: Tensor | None
 
-    def __init__(self, scale: Tensor, zero_point: Tensor, multiplier: Tensor | None) -> None:
+    def __init__(
+        self, scale: Tensor, zero_point: Tensor, multiplier: Tensor | None, bits: int = 8
+    ) -> None:
         super().__init__()
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("multiplier", multiplier)
-        self.grid = asymmetric_grid(8)
+        self.grid = asymmetric_grid(bits)
+        self.bits = bits
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Codes of `x` [..., in] as uint8 [..., in]."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes of `x` [..., in] as uint8 [..., in], their scale and zero point."""
         if self.multiplier is not None:
             x = x * self.multiplier
-        return quantize(x, self.scale, self.zero_point, self.grid)
+        return quantize(x, self.scale, self.zero_point, self.grid), self.scale, self.zero_point
 
 
-class QuantLinear(nn.Module):
-    """A Linear of int8 weight codes and uint8 input codes with one scale per output channel.
+class TokenQuantizer(nn.Module):
+    """Dynamic codes of a Linear's input: every token has a symmetric scale of its own.
+
+    An answer depends neither on calibration nor on the texts beside it in a batch.
 
     Args:
-        codes: int8 [out, in].
-        scale: float32 [out, 1].
-        bias: float32 [out], or None.
-        input_quantizer: what makes its input codes.
-        owner: whether the quantizer is this module's own; else another Linear's.
+        multiplier: float32 [in], the reciprocal of the smoothing vector; None without.
+        bits: of the codes, which uint8 carries around a zero point in the middle.
     """
+
+    multiplier: Tensor | None
+
+    def __init__(self, multiplier: Tensor | None, bits: int = 8) -> None:
+        super().__init__()
+        self.register_buffer("multiplier", multiplier)
+        self.grid = asymmetric_grid(bits)
+        self.bits = bits
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes of `x` [..., in] as uint8 [..., in], scales [..., 1] and their zero point."""
+        if self.multiplier is not None:
+            x = x * self.multiplier
+        bound = x.abs().amax(-1, keepdim=True)
+        scale, _ = scale_and_zero_point(-bound, bound, symmetric_grid(self.bits))
+        zero_point = torch.full((), centre(self.grid), dtype=self.grid.dtype, device=x.device)
+        return quantize(x, scale, zero_point, self.grid), scale.to(x.dtype), zero_point
+
+
+class _IntegerMatrix(nn.Module):
+    """A matrix of integers as buffers; 4-bit codes lie two a byte, here as in files."""
 
     codes: Tensor
     scale: Tensor
+    multipliers: Tensor | None
+
+    def __init__(self, integers: Integers) -> None:
+        super().__init__()
+        self.register_buffer("codes", integers.stored)
+        self.register_buffer("scale", integers.scale)
+        self.register_buffer("multipliers", integers.multipliers)
+        self.bits = integers.bits
+
+    @property
+    def integers(self) -> Integers:
+        """The matrix, made of the buffers as they are now."""
+        return Integers(self.codes, self.scale, self.bits, self.multipliers)
+
+
+class QuantLinear(_IntegerMatrix):
+    """A Linear of integer weights, on integer inputs or (weight-only) on float ones.
+
+    Args:
+        integers: the weight [out, in].
+        bias: float32 [out], or None.
+        input_quantizer: what makes its input codes; None: the input stays in float.
+        owner: whether the quantizer is this module's own; else another Linear's.
+    """
+
     bias: Tensor | None
 
     def __init__(
         self,
-        codes: Tensor,
-        scale: Tensor,
+        integers: Integers,
         bias: Tensor | None,
-        input_quantizer: InputQuantizer,
+        input_quantizer: InputQuantizer | TokenQuantizer | None,
         *,
         owner: bool = True,
     ) -> None:
-        super().__init__()
-        self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
+        super().__init__(integers)
         self.register_buffer("bias", bias)
-        if owner:
+        if owner and input_quantizer is not None:
             self.input = input_quantizer
         # A tuple keeps a borrowed quantizer out of this module's state dict.
         self._reads = (input_quantizer,)
 
     @property
-    def input_quantizer(self) -> InputQuantizer:
-        """What makes the input codes, owned or borrowed."""
+    def input_quantizer(self) -> InputQuantizer | TokenQuantizer | None:
+        """What makes the input codes, owned or borrowed; None if the input stays in float."""
         return self._reads[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the dtype of the scale."""
-        quantizer = self.input_quantizer
-        return integer_linear(
-            quantizer(x),
-            quantizer.scale,
-            quantizer.zero_point,
-            self.codes,
-            self.scale,
-            self.bias,
-        )
+        weight = self.integers
+        if self.input_quantizer is None:
+            return nn.functional.linear(x, weight.dequantized(), self.bias)
+        codes, scale, zero_point = self.input_quantizer(x)
+        return integer_linear(codes, scale, zero_point, weight.wide(), self.scale, self.bias)
 
     def extra_repr(self) -> str:
         """Shape and bits, as `print(model)` shows them."""
-        return f"in={self.codes.shape[1]}, out={self.codes.shape[0]}, bits=8"
+        outputs, inputs = self.integers.shape
+        return f"in={inputs}, out={outputs}, bits={self.bits}"
 
 
-class QuantEmbedding(nn.Module):
-    """An embedding table of int8 codes with one scale per row.
+class QuantEmbedding(_IntegerMatrix):
+    """An embedding table of integers with one scale per row.
+
+    `frequent_rows` of a 4-bit table may have 8-bit codes, which replace their 4-bit ones.
 
     Args:
-        codes: int8 [rows, dim].
-        scale: float32 [rows, 1].
+        integers: the table [rows, dim].
+        frequent_rows: int64 [k], ascending; None without any.
+        frequent_codes: int8 [k, dim].
     """
 
-    codes: Tensor
-    scale: Tensor
+    frequent_rows: Tensor | None
+    frequent_codes: Tensor | None
 
-    def __init__(self, codes: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
+    def __init__(
+        self,
+        integers: Integers,
+        frequent_rows: Tensor | None = None,
+        frequent_codes: Tensor | None = None,
+    ) -> None:
+        super().__init__(integers)
+        self.register_buffer("frequent_rows", frequent_rows)
+        self.register_buffer("frequent_codes", frequent_codes)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Row numbers [...] -> vectors [..., dim], in the dtype of the scale."""
-        rows = torch.nn.functional.embedding(ids, self.codes)
-        return rows.to(self.scale.dtype) * torch.nn.functional.embedding(ids, self.scale)
+        lookup = nn.functional.embedding
+        codes = lookup(ids, self.codes)
+        codes = unpack_nibbles(codes) if self.bits == 4 else codes
+        if self.multipliers is not None:
+            codes = widened(codes, lookup(ids, self.multipliers))
+        if self.frequent_rows is not None and self.frequent_codes is not None:
+            place = torch.searchsorted(self.frequent_rows, ids)
+            place = place.clamp(max=len(self.frequent_rows) - 1)
+            frequent = (self.frequent_rows[place] == ids)[..., None]
+            codes = torch.where(frequent, lookup(place, self.frequent_codes), codes)
+        return codes.to(self.scale.dtype) * lookup(ids, self.scale)
 
     def extra_repr(self) -> str:
         """Shape and bits, as `print(model)` shows them."""
-        return f"rows={self.codes.shape[0]}, dim={self.codes.shape[1]}, bits=8"
+        rows, width = self.integers.shape
+        return f"rows={rows}, dim={width}, bits={self.bits}"

@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = [
     "Grid",
     "asymmetric_grid",
+    "centre",
     "dequantize",
     "fake_quantize",
     "integer_linear",
@@ -53,6 +54,14 @@ def symmetric_grid(bits: int) -> Grid:
 def asymmetric_grid(bits: int) -> Grid:
     """Unsigned full grid: 8 bits are [0, 255], carried in uint8."""
     return Grid(0, 2**bits - 1, torch.uint8)
+
+
+def centre(grid: Grid) -> int:
+    """The zero point that makes an unsigned grid symmetric around zero: 128 of 8 bits.
+
+    Activations with `symmetric: true` use it, so that one unsigned kernel serves both kinds.
+    """
+    return (grid.qmax + 1 - grid.qmin) // 2 + grid.qmin
 
 
 def scale_and_zero_point(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -118,6 +127,9 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> T
 
     The value equals `dequantize(quantize(x, ...), ...)` bit for bit.
     """
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        scale = scale.to(x.dtype)
+        return dequantize(_code(x, scale, zero_point, grid), scale, zero_point)
     result: Tensor = _FakeQuantize.apply(x, scale, zero_point, grid)  # type: ignore[no-untyped-call]
     return result
 
@@ -137,8 +149,9 @@ def integer_linear(
     518 products of full scale and one sign in a row; real sums stay far below, and then
     the result is ONNX Runtime's `MatMulIntegerToFloat` bit for bit.
 
-    Shapes: input_codes [..., in] uint8, weight_codes [out, in] int8, weight_scale [out, 1],
-    bias [out]; the result is [..., out] in the dtype of `weight_scale`.
+    Shapes: input_codes [..., in] uint8, input_scale scalar or one per token [..., 1],
+    weight_codes [out, in] int8, weight_scale [out, 1], bias [out]; the result is [..., out] in
+    the dtype of `weight_scale`.
     """
     dtype = weight_scale.dtype
     centred = input_codes.to(dtype) - input_zero_point.to(dtype)

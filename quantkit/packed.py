@@ -22,7 +22,8 @@ from quantkit import __version__
 from quantkit.encoder import SharedInput, describe, rolled_config, unroll
 from quantkit.errors import CheckpointError
 from quantkit.files import read_json, write_json
-from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear
+from quantkit.integers import Integers
+from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear, TokenQuantizer
 from quantkit.placement import Plan, quantized_calls, swap
 from quantkit.ptq import Quantized
 from quantkit.recipe import Recipe, parse_recipe, recipe_hash
@@ -38,7 +39,7 @@ __all__ = [
     "save_packed",
 ]
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = "quantkit.safetensors"
 METADATA = "quantkit.json"
 
@@ -113,7 +114,8 @@ def load_packed(folder: str | Path) -> Packed:
     config = AutoConfig.from_pretrained(folder)
     model = unroll(getattr(transformers, config.architectures[0])._from_config(config))
     _drop_pooler(model, tensors)
-    swap(model, empty_modules(model, plan, tensors))
+    recipe = parse_recipe(metadata["recipe"], str(folder / METADATA))
+    swap(model, empty_modules(model, plan, recipe, tensors))
     if odd := sorted(_distinct(model).keys() ^ tensors.keys()):
         raise CheckpointError(
             f"{folder / WEIGHTS} does not fit its {METADATA}: {odd[0]} is in only one of them. "
@@ -124,46 +126,87 @@ def load_packed(folder: str | Path) -> Packed:
         model.train(False),
         AutoTokenizer.from_pretrained(folder),
         plan,
-        parse_recipe(metadata["recipe"], str(folder / METADATA)),
+        recipe,
         int(metadata["max_length"]),
         metadata,
     )
 
 
-def empty_modules(model: nn.Module, plan: Plan, tensors: dict[str, Tensor]) -> dict[str, nn.Module]:
+def empty_modules(
+    model: nn.Module, plan: Plan, recipe: Recipe, tensors: dict[str, Tensor]
+) -> dict[str, nn.Module]:
     """Quantized modules of the shapes and dtypes that the checkpoint holds, by module name."""
     encoder = describe(model)
+    stored = _Stored(tensors)
     modules: dict[str, nn.Module] = {
-        name: QuantEmbedding(*(_like(tensors, f"{name}.{part}") for part in ("codes", "scale")))
+        name: _empty_embedding(name, bits, stored)
         for name in encoder.embedding.tables
-        if plan.quantized(name)
+        if (bits := plan.bits(name)) is not None
     }
     for calls in quantized_calls(encoder, plan):
-        modules |= _empty_linears(calls, tensors)
+        modules |= _empty_linears(calls, plan, recipe, stored)
     return modules
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Tensors of a file, as templates for the buffers that they will fill."""
+
+    tensors: dict[str, Tensor]
+
+    def like(self, name: str) -> Tensor:
+        """An empty tensor of the shape and dtype of one that has to be there."""
+        if name not in self.tensors:
+            raise CheckpointError(
+                f"The packed checkpoint lacks {name}. The folder is damaged: quantize again."
+            )
+        return torch.empty_like(self.tensors[name])
+
+    def maybe(self, name: str) -> Tensor | None:
+        """The same, or None if it is not there."""
+        return self.like(name) if name in self.tensors else None
+
+    def integers(self, module: str, bits: int) -> Integers:
+        """An empty matrix."""
+        codes, scale = (self.like(f"{module}.{part}") for part in ("codes", "scale"))
+        return Integers(codes, scale, bits, self.maybe(f"{module}.multipliers"))
+
+
+def _empty_embedding(name: str, bits: int, stored: _Stored) -> QuantEmbedding:
+    rows, codes = (stored.maybe(f"{name}.frequent_{part}") for part in ("rows", "codes"))
+    return QuantEmbedding(stored.integers(name, bits), rows, codes)
 
 
 def _empty_linears(
-    calls: tuple[SharedInput, ...], tensors: dict[str, Tensor]
+    calls: tuple[SharedInput, ...], plan: Plan, recipe: Recipe, stored: _Stored
 ) -> dict[str, nn.Module]:
     """The Linears of the same weights, which are stored under the first call's names."""
-
-    def shared_tensor(name: str) -> Tensor | None:
-        return _like(tensors, name) if name in tensors else None
-
-    multiplier = shared_tensor(f"{calls[0].linears[0]}.input.multiplier")
-    quantizers = []
-    for shared in calls:
-        prefix = f"{shared.linears[0]}.input"
-        scale, zero_point = (_like(tensors, f"{prefix}.{x}") for x in ("scale", "zero_point"))
-        quantizers.append(InputQuantizer(scale, zero_point, multiplier))
+    multiplier = stored.maybe(f"{calls[0].linears[0]}.input.multiplier")
+    quantizers = [
+        _empty_quantizer(f"{shared.linears[0]}.input", recipe, multiplier, stored)
+        for shared in calls
+    ]
     modules: dict[str, nn.Module] = {}
     for at, first in enumerate(calls[0].linears):
-        codes, scale = _like(tensors, f"{first}.codes"), _like(tensors, f"{first}.scale")
-        bias = shared_tensor(f"{first}.bias")
+        integers, bias = (
+            stored.integers(first, plan.bits(first) or 8),
+            stored.maybe(f"{first}.bias"),
+        )
         for shared, quantizer in zip(calls, quantizers, strict=True):
-            modules[shared.linears[at]] = QuantLinear(codes, scale, bias, quantizer, owner=at == 0)
+            modules[shared.linears[at]] = QuantLinear(integers, bias, quantizer, owner=at == 0)
     return modules
+
+
+def _empty_quantizer(
+    prefix: str, recipe: Recipe, multiplier: Tensor | None, stored: _Stored
+) -> InputQuantizer | TokenQuantizer | None:
+    bits = recipe.activations.bits
+    if bits == 16:
+        return None
+    if recipe.activations.per == "token":
+        return TokenQuantizer(multiplier, bits)
+    scale, zero_point = (stored.like(f"{prefix}.{part}") for part in ("scale", "zero_point"))
+    return InputQuantizer(scale, zero_point, multiplier, bits)
 
 
 def _distinct(model: nn.Module) -> dict[str, Tensor]:
@@ -184,14 +227,6 @@ def _drop_pooler(model: Any, tensors: dict[str, Tensor]) -> None:  # noqa: ANN40
         name.startswith("pooler.") for name in tensors
     ):
         model.pooler = None
-
-
-def _like(tensors: dict[str, Tensor], name: str) -> Tensor:
-    if name not in tensors:
-        raise CheckpointError(
-            f"The packed checkpoint lacks {name}. The folder is damaged: quantize again."
-        )
-    return torch.empty_like(tensors[name])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

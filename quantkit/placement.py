@@ -32,9 +32,13 @@ class Plan:
 
     placements: tuple[Placement, ...]
 
+    def bits(self, module: str) -> int | None:
+        """How many bits `module` is to have; None leaves it in float."""
+        return next((p.bits for p in self.placements if p.module == module), None)
+
     def quantized(self, module: str) -> bool:
         """Whether `module` is to hold integers."""
-        return any(p.module == module and p.bits is not None for p in self.placements)
+        return self.bits(module) is not None
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain lists and mappings."""
@@ -47,13 +51,14 @@ class Plan:
 
 
 def decide(encoder: EncoderPlan, recipe: Recipe) -> Plan:
-    """Apply the recipe's `skip` patterns: deny first, everything else is quantized.
+    """Apply the recipe's `skip` and `eight_bits` patterns: deny first, then 8 bits, then the rest.
 
     A pattern is matched against whole module names, `*` standing for anything. The word
     `classifier` always means the last Linear, which RoBERTa calls `classifier.out_proj`, and
     nothing in a model without one. Linears that read one tensor stay together: skipping one
     keeps all of them in float, because they share one quantized input and one merged product.
-    So do those that hold the same weights.
+    So do those that hold the same weights. Position and type tables never have fewer than
+    8 bits: they are small, and every token reads them.
 
     Raises:
         RecipeError: a pattern that matches no module.
@@ -80,25 +85,30 @@ def decide(encoder: EncoderPlan, recipe: Recipe) -> Plan:
 def _check_patterns(encoder: EncoderPlan, recipe: Recipe) -> None:
     linears = [name for shared in encoder.inputs() for name in shared.linears]
     modules = (*linears, *encoder.embedding.tables)
-    for pattern in recipe.skip:
-        if pattern != CLASSIFIER and not any(fnmatchcase(name, pattern) for name in modules):
-            raise RecipeError(
-                f"skip pattern {pattern!r} matches no module. Patterns are matched against "
-                f"whole names such as {linears[0]!r}; `*` stands for anything."
-            )
+    for slot in ("skip", "eight_bits"):
+        for pattern in getattr(recipe, slot):
+            if pattern != CLASSIFIER and not any(fnmatchcase(name, pattern) for name in modules):
+                raise RecipeError(
+                    f"{slot} pattern {pattern!r} matches no module. Patterns are matched against "
+                    f"whole names such as {linears[0]!r}; `*` stands for anything."
+                )
 
 
 def _verdict(
     name: str, together: Mapping[str, str], encoder: EncoderPlan, recipe: Recipe
 ) -> tuple[int | None, str]:
     """Bits and reason for `name`; `together` is what stays with it, and why."""
-    for other, tie in together.items():
-        for pattern in recipe.skip:
-            if _matches(other, pattern, encoder):
-                why = "" if other == name else f" through {other}, {tie}"
-                return None, f"skip: {pattern}{why}"
-    table = name in encoder.embedding.tables
-    return recipe.embeddings.bits if table else recipe.weights.bits, "recipe"
+    for slot, bits in (("skip", None), ("eight_bits", 8)):
+        for other, tie in together.items():
+            for pattern in getattr(recipe, slot):
+                if _matches(other, pattern, encoder):
+                    why = "" if other == name else f" through {other}, {tie}"
+                    return bits, f"{slot}: {pattern}{why}"
+    if name not in encoder.embedding.tables:
+        return recipe.weights.bits, "recipe"
+    if name != encoder.embedding.words and recipe.embeddings.bits < 8:
+        return 8, "small, and read by every token"
+    return recipe.embeddings.bits, "recipe"
 
 
 def _matches(name: str, pattern: str, encoder: EncoderPlan) -> bool:

@@ -19,10 +19,19 @@ from pydantic.dataclasses import dataclass
 
 from quantkit.algorithms.nearest import Nearest
 from quantkit.algorithms.smoothquant import NoSmoothing, SmoothQuant
-from quantkit.calibrators import Calibrator, MinMax
 from quantkit.config import STRICT
 from quantkit.errors import RecipeError
 from quantkit.recurrent_slot import Recurrent
+from quantkit.slots import (
+    Activations,
+    Bench,
+    Calibration,
+    Embeddings,
+    Export,
+    Finetune,
+    Rounding,
+    Weights,
+)
 from quantkit.source import Source
 
 __all__ = [
@@ -44,83 +53,7 @@ __all__ = [
     "with_changes",
 ]
 
-Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Named = Field(discriminator="name")
-
-
-@dataclass(frozen=True, config=STRICT)
-class Finetune:
-    """Fine-tuning: AdamW, linear warm-up and decay, the best epoch by validation score."""
-
-    epochs: Positive = 3
-    batch_size: Positive = 32  # rows per update, over all processes
-    accumulation: Positive = 1  # parts that each process makes of its share of a batch
-    checkpointing: bool = False  # compute activations twice instead of keeping them
-    patience: Positive | None = None  # stop after so many epochs without a better one
-    lr: Annotated[float, Field(gt=0.0)] = 2e-5
-    warmup: Share = 0.1  # share of all steps
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    dropout: Share = 0.1
-    gradient_clip: Annotated[float, Field(gt=0.0)] = 1.0  # global L2 norm
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 on a GPU that has it
-    save_every: Positive = 200  # steps between states a killed run can resume from
-    seed: Seed = 0
-
-
-@dataclass(frozen=True, config=STRICT)
-class Calibration:
-    """Which training texts the ranges are taken from."""
-
-    samples: Positive = 256
-    seed: Seed = 0
-
-
-@dataclass(frozen=True, config=STRICT)
-class Weights:
-    """Grid of the encoder's weights: symmetric, one scale per output channel."""
-
-    bits: Literal[8] = 8
-    per: Literal["channel"] = "channel"
-
-
-@dataclass(frozen=True, config=STRICT)
-class Activations:
-    """Grid of the Linears' inputs: static, asymmetric, one scale per tensor."""
-
-    bits: Literal[8] = 8
-    symmetric: Literal[False] = False
-    calibrator: Annotated[Calibrator, Named] = Field(default_factory=MinMax)
-
-
-@dataclass(frozen=True, config=STRICT)
-class Embeddings:
-    """Grid of the embedding tables: symmetric, one scale per row.
-
-    `trim` removes the word rows above the largest id the tokenizer can produce.
-    """
-
-    bits: Literal[8] = 8
-    per: Literal["row"] = "row"
-    trim: bool = True
-
-
-@dataclass(frozen=True, config=STRICT)
-class Export:
-    """Where the ONNX file is to run."""
-
-    target: Literal["cpu"] = "cpu"
-
-
-@dataclass(frozen=True, config=STRICT)
-class Bench:
-    """Shapes and repetitions of the latency measurement."""
-
-    batches: tuple[Positive, ...] = (1, 8)
-    lengths: tuple[Positive, ...] = (32, 128)  # tokens; those over max_length are left out
-    rounds: Positive = 5  # interleaved between the candidates
-    repeats: Positive = 20  # timed calls per shape and round
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -140,8 +73,10 @@ class Recipe:
     activations: Activations = Field(default_factory=Activations)
     embeddings: Embeddings = Field(default_factory=Embeddings)
     smoothing: Annotated[SmoothQuant | NoSmoothing, Named] = Field(default_factory=SmoothQuant)
-    rounding: Nearest = Field(default_factory=Nearest)
+    rounding: Annotated[Rounding, Named] = Field(default_factory=Nearest)
+    bias_correction: bool = False  # mean outputs as in float, on the calibration texts
     skip: tuple[str, ...] = ("classifier",)  # patterns over module names that stay in float
+    eight_bits: tuple[str, ...] = ()  # patterns that have 8 bits where the rest has 4
     export: Export = Field(default_factory=Export)
     bench: Bench = Field(default_factory=Bench)
 
@@ -210,12 +145,22 @@ def builtin_recipe() -> Recipe:
 
 
 def with_bits(recipe: Recipe, bits: int) -> Recipe:
-    """The recipe with weights at `bits` bits.
+    """The recipe with weights and word embeddings at `bits` bits.
+
+    A recipe that has these bits already stays as it is. Otherwise it gets what measured best:
+    4 bits are two-level groups rounded by GPTQ, 8 bits one scale per channel.
 
     Raises:
         RecipeError: a number of bits that is not supported.
     """
-    return with_changes(recipe, {"weights.bits": bits})
+    if recipe.weights.bits == bits:
+        return recipe
+    values: dict[str, object] = {"weights.bits": bits, "embeddings.bits": bits}
+    if bits == 4:
+        values |= {"weights.per": "group", "embeddings.per": "group", "rounding": {"name": "gptq"}}
+    else:
+        values |= {"weights.per": "channel", "embeddings.per": "row"}
+    return with_changes(recipe, values)
 
 
 def with_changes(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:

@@ -3,9 +3,11 @@
 from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
-from quantkit.calibrators.histogram import Histogram
+from quantkit.calibrators.observer import Needs, Observed
 from quantkit.config import STRICT
+from quantkit.numerics import Grid
 
 __all__ = ["MinMax"]
 
@@ -19,9 +21,9 @@ class MinMax:
     """
 
     name: Literal["minmax"] = "minmax"
-    needs_histogram: ClassVar[bool] = False
+    needs: ClassVar[Needs] = "extremes"
 
-    def range(self, low: float, high: float, histogram: Histogram | None) -> tuple[float, float]:
-        """The range itself."""
-        del histogram
-        return low, high
+    def range(self, observed: Observed, grid: Grid) -> tuple[Tensor, Tensor]:
+        """The extremes themselves [n]."""
+        del grid
+        return observed.low, observed.high

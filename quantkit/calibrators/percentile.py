@@ -4,9 +4,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
-from quantkit.calibrators.histogram import Histogram
+from quantkit.calibrators.observer import Needs, Observed
 from quantkit.config import STRICT
+from quantkit.numerics import Grid
 
 __all__ = ["Percentile"]
 
@@ -21,11 +23,16 @@ class Percentile:
 
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.99
     name: Literal["percentile"] = "percentile"
-    needs_histogram: ClassVar[bool] = True
+    needs: ClassVar[Needs] = "histogram"
 
-    def range(self, low: float, high: float, histogram: Histogram | None) -> tuple[float, float]:
-        """Interpolated quantiles of the histogram, never outside `low..high`."""
-        if histogram is None:
-            raise ValueError("the percentile calibrator needs a histogram")
-        tail = (1.0 - self.percentile / 100.0) / 2.0
-        return max(low, histogram.quantile(tail)), min(high, histogram.quantile(1.0 - tail))
+    def range(self, observed: Observed, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Interpolated quantiles [n], never outside the extremes; the same on every grid.
+
+        Raises:
+            ValueError: no histogram was filled.
+        """
+        del grid
+        histogram, tail = observed.counted(), (1.0 - self.percentile / 100.0) / 2.0
+        ends = histogram.quantile(tail).float(), histogram.quantile(1.0 - tail).float()
+        low, high = (end.clamp(observed.low, observed.high) for end in ends)
+        return low, high

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quantkit.encoder import EncoderPlan, LayerPlan, SharedInput
 from quantkit.exporter.bert import attention_name
-from quantkit.exporter.cpu import codes_name, merged_integers, product_name
-from quantkit.modules import QuantLinear
+from quantkit.exporter.constants import constant_value
+from quantkit.exporter.cpu import codes_name, is_fused, product_name, token_scale_name
+from quantkit.exporter.initializers import merged_bias, merged_codes, merged_scale
+from quantkit.modules import InputQuantizer, QuantLinear, TokenQuantizer
 
 __all__ = ["BlockErrors", "block_taps", "check_blocks", "check_stored"]
 
@@ -59,9 +60,13 @@ def block_taps(plan: EncoderPlan, model: PreTrainedModel) -> dict[str, int]:
     for layer in plan.layers:
         floats += [layer.attention_norm, layer.output_norm, attention_name(layer)]
     shared_inputs = list(plan.inputs())
-    inside = [layer.query_key_value for layer in plan.layers if _fused(model, layer)]
+    inside = [
+        layer.query_key_value for layer in plan.layers if is_fused(model, layer.query_key_value)
+    ]
     floats += [product_name(shared) for shared in shared_inputs if shared not in inside]
-    integers = [codes_name(shared) for shared in shared_inputs if _quantized(model, shared)]
+    integers = [codes_name(shared) for shared in shared_inputs if _reads_codes(model, shared)]
+    dynamic = (shared for shared in shared_inputs if _reads_codes(model, shared, TokenQuantizer))
+    floats += [token_scale_name(shared) for shared in dynamic]
     return {
         **dict.fromkeys(floats, onnx.TensorProto.FLOAT),
         **dict.fromkeys(integers, onnx.TensorProto.UINT8),
@@ -128,7 +133,7 @@ def _check_layer(
         errors.floats(values[name], model.get_submodule(name)(x + torch.from_numpy(residual)))
         return values[name]
 
-    if _fused(model, layer):
+    if is_fused(model, layer.query_key_value):
         merged = _check_fused(model, layer, torch.from_numpy(hidden), values, errors)
     else:
         merged = product(layer.query_key_value, torch.from_numpy(hidden))
@@ -152,14 +157,11 @@ def _check_linear(
 ) -> None:
     """The codes of `x`, then test (a) on the product of the file's own codes."""
     found = values[product_name(shared)]
-    if not _quantized(model, shared):
+    if not _reads_codes(model, shared):
         outputs = [model.get_submodule(name)(x) for name in shared.linears]
         errors.floats(found, torch.cat(outputs, dim=-1))
         return
-    codes = values[codes_name(shared)]
-    quantized = _integer_modules(model, shared)
-    errors.codes(codes, quantized[0].input_quantizer(x))
-    expected = np.concatenate([_exact_product(codes, module) for module in quantized], axis=-1)
+    expected = _exact_products(model, shared, x, values, errors)
     errors.products += found.size
     errors.inexact_products += int((found != expected).sum())
 
@@ -172,25 +174,25 @@ def check_stored(
     What the file stores for them has to be the model's own: weight codes, scales and bias,
     and the input's scale and zero point, every number of them.
     """
-    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
     operators = {node.output[0]: node for node in proto.graph.node}
     for layer in plan.layers:
-        if not _fused(model, layer):
+        if not is_fused(model, layer.query_key_value):
             continue
         modules = _integer_modules(model, layer.query_key_value)
-        weight, scale, bias = merged_integers(modules)
         quantizer = modules[0].input_quantizer
+        if not isinstance(quantizer, InputQuantizer):
+            raise TypeError(f"{attention_name(layer)} reads floats")
         expected = {  # by QAttention's input
-            1: weight,
-            2: bias,
+            1: merged_codes(modules),
+            2: merged_bias(modules),
             3: quantizer.scale.numpy(),
-            4: scale,
+            4: merged_scale(modules),
             6: quantizer.zero_point.numpy(),
         }
         # What the operator reads: layers may share their initializers.
         reads = operators[attention_name(layer)].input
         for place, values in expected.items():
-            found = numpy_helper.to_array(stored[reads[place]])
+            found = constant_value(proto, reads[place])
             errors.products += found.size
             errors.inexact_products += int((found != values).sum())
 
@@ -203,17 +205,30 @@ def _check_fused(
     errors: BlockErrors,
 ) -> Tensor:
     """The codes of `x`; returns the exact merged product of the file's own codes."""
-    modules = _integer_modules(model, layer.query_key_value)
-    codes = values[codes_name(layer.query_key_value)]
-    errors.codes(codes, modules[0].input_quantizer(x))
-    products = [_exact_product(codes, module) for module in modules]
-    return torch.from_numpy(np.concatenate(products, axis=-1))
+    return torch.from_numpy(_exact_products(model, layer.query_key_value, x, values, errors))
 
 
-def _fused(model: PreTrainedModel, layer: LayerPlan) -> bool:
-    """Whether query, key and value are one operator with the attention over them."""
-    modules = _integer_modules(model, layer.query_key_value)
-    return bool(modules) and all(module.bias is not None for module in modules)
+def _exact_products(
+    model: PreTrainedModel,
+    shared: SharedInput,
+    x: Tensor,
+    values: dict[str, np.ndarray],
+    errors: BlockErrors,
+) -> np.ndarray:
+    """Holds the codes of `x` against the file's; returns the merged products of the file's."""
+    modules = _integer_modules(model, shared)
+    codes, quantizer = values[codes_name(shared)], modules[0].input_quantizer
+    if quantizer is None:
+        raise TypeError(f"{shared.linears[0]} reads floats")
+    expected, scales, zero_point = quantizer(x)
+    errors.codes(codes, expected)
+    scale = scales.numpy()
+    if isinstance(quantizer, TokenQuantizer):
+        scale = values[token_scale_name(shared)]
+        errors.floats(scale, scales)
+    centred = codes.astype(np.float64) - float(zero_point)
+    products = [_exact_product(centred, scale, module) for module in modules]
+    return np.concatenate(products, axis=-1)
 
 
 def _integer_modules(model: PreTrainedModel, shared: SharedInput) -> list[QuantLinear]:
@@ -221,11 +236,10 @@ def _integer_modules(model: PreTrainedModel, shared: SharedInput) -> list[QuantL
     return [module for module in modules if isinstance(module, QuantLinear)]
 
 
-def _exact_product(codes: np.ndarray, module: QuantLinear) -> np.ndarray:
+def _exact_product(centred: np.ndarray, scale: np.ndarray, module: QuantLinear) -> np.ndarray:
     """Test (a)'s reference, in NumPy: the accumulator is exact in float64, below 2**53."""
-    centred = codes.astype(np.float64) - float(module.input_quantizer.zero_point)
-    accumulator = centred @ module.codes.numpy().astype(np.float64).T
-    factor = np.float32(module.input_quantizer.scale) * module.scale.numpy()[:, 0]
+    accumulator = centred @ module.integers.wide().numpy().astype(np.float64).T
+    factor = scale * module.scale.numpy()[:, 0]
     result: np.ndarray = accumulator.astype(np.float32) * factor
     return result if module.bias is None else result + module.bias.numpy()
 
@@ -248,5 +262,10 @@ def _embedded(model: PreTrainedModel, plan: EncoderPlan, arrays: dict[str, np.nd
     return result
 
 
-def _quantized(model: PreTrainedModel, shared: SharedInput) -> bool:
-    return isinstance(model.get_submodule(shared.linears[0]), QuantLinear)
+def _reads_codes(
+    model: PreTrainedModel,
+    shared: SharedInput,
+    quantizer: type[nn.Module] = nn.Module,
+) -> bool:
+    module = model.get_submodule(shared.linears[0])
+    return isinstance(module, QuantLinear) and isinstance(module.input_quantizer, quantizer)

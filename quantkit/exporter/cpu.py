@@ -11,14 +11,20 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+import onnx
+from torch import nn
 
 from quantkit.encoder import SharedInput
 from quantkit.errors import CheckpointError
 from quantkit.exporter.graph import CONTRIB, GraphWriter
-from quantkit.modules import QuantEmbedding, QuantLinear
+from quantkit.exporter.initializers import Initializers, array
+from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear, TokenQuantizer
+from quantkit.numerics import centre, symmetric_grid
 
-__all__ = ["CpuEmitter", "codes_name", "merged_integers", "product_name"]
+__all__ = ["CpuEmitter", "codes_name", "is_fused", "product_name", "token_scale_name"]
+
+FLOAT = onnx.TensorProto.FLOAT
+LAST = np.array([-1])  # axis
 
 
 def codes_name(shared: SharedInput) -> str:
@@ -31,12 +37,17 @@ def product_name(shared: SharedInput) -> str:
     return f"{shared.linears[0]}/product"
 
 
+def token_scale_name(shared: SharedInput) -> str:
+    """Graph value with the scales [..., 1] of a shared input that has one per token."""
+    return f"{shared.linears[0]}/scale"
+
+
 class _Operands(NamedTuple):
     """Graph values that an integer product takes."""
 
     codes: str
     weight: str
-    scale: str
+    scale: str  # of the inputs; one per token: [batch, length, 1]
     weight_scale: str
     zero_point: str
     bias: str  # "" without
@@ -50,42 +61,41 @@ class CpuEmitter:
     def __init__(self, graph: GraphWriter, model: nn.Module) -> None:
         self._graph = graph
         self._model = model
-        self._stored: dict[tuple[object, ...], str] = {}
+        self._initializers = Initializers(graph)
 
     def embed(self, name: str, ids: str) -> str:
         """Rows `ids` [...] of the embedding table `name` as float32 [..., dim]."""
-        graph, table = self._graph, self._model.get_submodule(name)
+        graph, initializers = self._graph, self._initializers
+        table = self._model.get_submodule(name)
         if isinstance(table, QuantEmbedding):
-            codes = graph.add("Gather", self._tensor(f"{name}.codes", table.codes), ids)
-            scale = graph.add("Gather", self._tensor(f"{name}.scale", table.scale), ids)
-            return graph.add("Mul", graph.add("Cast", codes, to=1), scale)
+            codes = graph.add("Gather", initializers.table(name, table), ids)
+            scale = graph.add("Gather", initializers.tensor(f"{name}.scale", table.scale), ids)
+            return graph.add("Mul", graph.add("Cast", codes, to=FLOAT), scale)
         if not isinstance(table, nn.Embedding):
             raise CheckpointError(f"{name} is a {type(table).__name__}, not an Embedding.")
-        return graph.add("Gather", self._tensor(f"{name}.weight", table.weight), ids)
+        return graph.add("Gather", initializers.tensor(f"{name}.weight", table.weight), ids)
 
     def linear(self, shared: SharedInput, x: str) -> str:
         """All Linears that read `x` as one product, their outputs side by side."""
         modules = [self._model.get_submodule(name) for name in shared.linears]
         quantized = [module for module in modules if isinstance(module, QuantLinear)]
         if len(quantized) == len(modules):
-            return self._integer_linear(shared, quantized, x)
+            return self._quantized_linear(shared, quantized, x)
         floats = [module for module in modules if isinstance(module, nn.Linear)]
         if len(floats) != len(modules):
             raise CheckpointError(
                 f"{', '.join(shared.linears)} read one tensor but are quantized differently."
             )
-        return self._float_linear(shared, floats, x)
+        weight = self._initializers.float_weight(shared.linears[0], floats)
+        return self._float_product(shared, floats, x, weight)
 
-    def _float_linear(self, shared: SharedInput, modules: list[nn.Linear], x: str) -> str:
-        graph, name = self._graph, shared.linears[0]
-        weights = [module.weight for module in modules]
-        weight = self._once(f"{name}.weight", weights, np.concatenate([*map(_array, weights)]).T)
-        bias = self._bias(name, modules)
-        if not bias:
-            return graph.add("MatMul", x, weight, name=product_name(shared))
-        return graph.add("Add", graph.add("MatMul", x, weight), bias, name=product_name(shared))
-
-    def _integer_linear(self, shared: SharedInput, modules: list[QuantLinear], x: str) -> str:
+    def _quantized_linear(self, shared: SharedInput, modules: list[QuantLinear], x: str) -> str:
+        quantizer = modules[0].input_quantizer
+        if quantizer is None:
+            weight = self._initializers.dequantized(shared.linears[0], modules)
+            return self._float_product(shared, modules, x, weight)
+        if isinstance(quantizer, TokenQuantizer):
+            return self._token_product(shared, self._operands(shared, modules, x))
         operands = self._operands(shared, modules, x)
         return self._graph.add(
             "MatMulIntegerToFloat",
@@ -100,21 +110,89 @@ class CpuEmitter:
             name=product_name(shared),
         )
 
-    def _operands(self, shared: SharedInput, modules: list[QuantLinear], x: str) -> "_Operands":
+    def _float_product(
+        self,
+        shared: SharedInput,
+        modules: Sequence[nn.Linear] | Sequence[QuantLinear],
+        x: str,
+        weight: str,
+    ) -> str:
+        graph, bias = self._graph, self._initializers.bias(shared.linears[0], modules)
+        if not bias:
+            return graph.add("MatMul", x, weight, name=product_name(shared))
+        return graph.add("Add", graph.add("MatMul", x, weight), bias, name=product_name(shared))
+
+    def _token_product(self, shared: SharedInput, operands: _Operands) -> str:
+        """An integer product whose input scale differs from token to token."""
+        graph = self._graph
+        accumulator = graph.add(
+            "MatMulInteger", operands.codes, operands.weight, operands.zero_point
+        )
+        # In this order the result is `numerics.integer_linear`'s bit for bit. Abs changes nothing:
+        # without it ONNX Runtime takes the pattern for a product with one scale for all tokens.
+        scale = graph.add("Abs", graph.add("Mul", operands.scale, operands.weight_scale))
+        values = graph.add("Cast", accumulator, to=FLOAT)
+        if not operands.bias:
+            return graph.add("Mul", values, scale, name=product_name(shared))
+        product = graph.add("Mul", values, scale)
+        return graph.add("Add", product, operands.bias, name=product_name(shared))
+
+    def _operands(self, shared: SharedInput, modules: list[QuantLinear], x: str) -> _Operands:
         """Codes of `x` and everything else that an integer product takes."""
-        graph, name, quantizer = self._graph, shared.linears[0], modules[0].input_quantizer
-        scale = graph.constant(f"{name}.input.scale", _array(quantizer.scale))
-        zero_point = graph.constant(f"{name}.input.zero_point", _array(quantizer.zero_point))
+        name, quantizer = shared.linears[0], modules[0].input_quantizer
+        if quantizer is None:
+            raise ValueError(f"{name} reads floats")
         if (multiplier := quantizer.multiplier) is not None:
-            x = graph.add("Mul", x, self._tensor(f"{name}.input.multiplier", multiplier))
-        weight, weight_scale, _ = merged_integers(modules)
+            vector = self._initializers.tensor(f"{name}.input.multiplier", multiplier)
+            x = self._graph.add("Mul", x, vector)
+        if isinstance(quantizer, InputQuantizer):
+            codes, scale, zero_point = self._static(shared, quantizer, x)
+        else:
+            codes, scale, zero_point = self._dynamic(shared, quantizer, x)
         return _Operands(
-            graph.add("QuantizeLinear", x, scale, zero_point, name=codes_name(shared)),
-            self._once(f"{name}.codes", [module.codes for module in modules], weight),
+            codes,
+            self._initializers.weight(name, modules),
             scale,
-            self._once(f"{name}.scale", [module.scale for module in modules], weight_scale),
+            self._initializers.scale(name, modules),
             zero_point,
-            self._bias(name, modules),
+            self._initializers.bias(name, modules),
+        )
+
+    def _static(
+        self, shared: SharedInput, quantizer: InputQuantizer, x: str
+    ) -> tuple[str, str, str]:
+        """Codes of `x`, their scale and zero point, both constants."""
+        graph, name = self._graph, shared.linears[0]
+        scale = graph.constant(f"{name}.input.scale", array(quantizer.scale))
+        zero_point = graph.constant(f"{name}.input.zero_point", array(quantizer.zero_point))
+        if quantizer.bits < 8:
+            # QuantizeLinear clips at 0 and 255 only.
+            ends = np.array([quantizer.grid.qmin, quantizer.grid.qmax], np.float32)
+            bounds = (ends - array(quantizer.zero_point)) * array(quantizer.scale)
+            low = graph.constant(f"{name}.input.low", bounds[0])
+            x = graph.add("Clip", x, low, graph.constant(f"{name}.input.high", bounds[1]))
+        codes = graph.add("QuantizeLinear", x, scale, zero_point, name=codes_name(shared))
+        return codes, scale, zero_point
+
+    def _dynamic(
+        self, shared: SharedInput, quantizer: TokenQuantizer, x: str
+    ) -> tuple[str, str, str]:
+        """Codes of `x` with a scale per token, their scales [..., 1] and zero point."""
+        graph, bits = self._graph, quantizer.bits
+        zero_point = graph.constant(f"centre{bits}", np.uint8(centre(quantizer.grid)))
+        one, last = graph.constant("one_float", np.float32(1)), graph.constant("last", LAST)
+        widest = graph.add("ReduceMax", graph.add("Abs", x), last, keepdims=1)
+        top = graph.constant(f"top{bits}", np.float32(symmetric_grid(bits).qmax))
+        scale = graph.add("Div", widest, top)
+        # A token of zeros, or of values too small for a normal scale, has scale 1.
+        least = graph.constant("tiny", np.finfo(np.float32).tiny)
+        small = graph.add("Less", scale, least)
+        scale = graph.add("Where", small, one, scale, name=token_scale_name(shared))
+        ratio = graph.add("Div", x, scale)
+        return (
+            graph.add("QuantizeLinear", ratio, one, zero_point, name=codes_name(shared)),
+            scale,
+            zero_point,
         )
 
     def self_attention(self, shared: SharedInput, x: str, mask: str, heads: int, name: str) -> str:
@@ -127,7 +205,7 @@ class CpuEmitter:
         graph = self._graph
         modules = [self._model.get_submodule(linear) for linear in shared.linears]
         quantized = [module for module in modules if isinstance(module, QuantLinear)]
-        if len(quantized) == len(modules) and all(m.bias is not None for m in quantized):
+        if is_fused(self._model, shared):
             operands = self._operands(shared, quantized, x)
             return graph.add(
                 "QAttention",
@@ -159,8 +237,8 @@ class CpuEmitter:
         return graph.add(
             "LayerNormalization",
             x,
-            self._tensor(f"{name}.weight", module.weight),
-            self._tensor(f"{name}.bias", module.bias),
+            self._initializers.tensor(f"{name}.weight", module.weight),
+            self._initializers.tensor(f"{name}.bias", module.bias),
             name=name,
             axis=-1,
             epsilon=module.eps,
@@ -182,24 +260,6 @@ class CpuEmitter:
         """A function that a head applies without a module for it."""
         return self._graph.add({"tanh": "Tanh", "relu": "Relu", "gelu": "Gelu"}[name], x)
 
-    def _tensor(self, name: str, tensor: Tensor) -> str:
-        """An initializer with the values of one of the model's tensors."""
-        return self._once(name, [tensor], _array(tensor))
-
-    def _bias(self, name: str, modules: Sequence[nn.Linear] | Sequence[QuantLinear]) -> str:
-        """An initializer with the biases of Linears side by side; "" without any."""
-        merged = _merged_bias(modules)
-        present = [module.bias for module in modules if module.bias is not None]
-        return "" if merged is None else self._once(f"{name}.bias", present, merged)
-
-    def _once(self, name: str, tensors: Sequence[Tensor], values: np.ndarray) -> str:
-        """An initializer of `values`, which are made of the model's `tensors` and nothing else."""
-        memory = tuple((tensor.data_ptr(), tensor.shape) for tensor in tensors)
-        key = (name.rpartition(".")[2], values.shape, *memory)
-        if key not in self._stored:
-            self._stored[key] = self._graph.constant(name, values)
-        return self._stored[key]
-
 
 # The classes that transformers makes of `hidden_act`, and ONNX's name for their formula.
 _GELU = {
@@ -212,31 +272,15 @@ _GELU = {
 }
 
 
-def _array(tensor: Tensor | nn.Parameter) -> np.ndarray:
-    values: np.ndarray = tensor.detach().cpu().numpy()
-    return values
+def is_fused(model: nn.Module, shared: SharedInput) -> bool:
+    """Whether query, key and value become one operator with the attention over them.
 
-
-def merged_integers(
-    modules: Sequence[QuantLinear],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Codes [in, out], scales [out] and bias [out] of Linears side by side."""
-    return (
-        np.concatenate([_array(module.codes) for module in modules]).T,
-        np.concatenate([_array(module.scale) for module in modules])[:, 0],
-        _merged_bias(modules),
+    It takes static integer inputs and a bias.
+    """
+    modules = [model.get_submodule(name) for name in shared.linears]
+    return all(
+        isinstance(module, QuantLinear)
+        and isinstance(module.input_quantizer, InputQuantizer)
+        and module.bias is not None
+        for module in modules
     )
-
-
-def _merged_bias(modules: Sequence[nn.Linear] | Sequence[QuantLinear]) -> np.ndarray | None:
-    """Biases side by side, zeros for a Linear without one; None if none has one."""
-    if all(module.bias is None for module in modules):
-        return None
-    return np.concatenate([_bias(module) for module in modules])
-
-
-def _bias(module: nn.Linear | QuantLinear) -> np.ndarray:
-    if module.bias is not None:
-        return _array(module.bias)
-    outputs = len(module.weight if isinstance(module, nn.Linear) else module.codes)
-    return np.zeros(outputs, np.float32)

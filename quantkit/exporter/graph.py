@@ -9,8 +9,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 __all__ = ["GraphWriter"]
 
-OPSET = 20  # Gelu as one operator; read by onnxruntime 1.17 and later
+OPSET = 20  # Gelu as one operator
 IR_VERSION = 9
+# 4-bit integers as a type of their own.
+NIBBLE_OPSET = 21
+NIBBLE_IR_VERSION = 10
 CONTRIB = "com.microsoft"
 
 
@@ -52,13 +55,30 @@ class GraphWriter:
         self._nodes.append(node)
         return outputs
 
-    def constant(self, name: str, values: np.ndarray) -> str:
+    def constant(self, name: str, values: "np.ndarray | np.generic") -> str:
         """Add an initializer once; a second call with the same name reuses it."""
         if name not in self._initializers:
             # Not ascontiguousarray, which would make a scalar one-dimensional.
             packed = np.array(values, order="C")
             self._initializers[name] = numpy_helper.from_array(packed, name)
         return name
+
+    def nibbles(self, name: str, values: np.ndarray) -> str:
+        """Add an INT4 initializer of values in -8..7, once: two to a byte, low nibble first."""
+        if name not in self._initializers:
+            flat = values.astype(np.uint8).ravel() & 0x0F
+            flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
+            packed = (flat[0::2] | (flat[1::2] << 4)).tobytes()
+            self._initializers[name] = helper.make_tensor(
+                name, TensorProto.INT4, values.shape, packed, raw=True
+            )
+        return name
+
+    @property
+    def has_nibbles(self) -> bool:
+        """Whether any initializer is of four bits, which takes a newer operator set."""
+        kinds = (tensor.data_type for tensor in self._initializers.values())
+        return any(kind == TensorProto.INT4 for kind in kinds)
 
     def finish(
         self,
@@ -81,9 +101,9 @@ class GraphWriter:
         domains = {node.domain for node in self._nodes} - {""}
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)]
+            opset_imports=[helper.make_opsetid("", NIBBLE_OPSET if self.has_nibbles else OPSET)]
             + [helper.make_opsetid(domain, 1) for domain in sorted(domains)],
-            ir_version=IR_VERSION,
+            ir_version=NIBBLE_IR_VERSION if self.has_nibbles else IR_VERSION,
             producer_name="quantkit",
         )
         helper.set_model_props(model, dict(metadata))

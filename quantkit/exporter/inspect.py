@@ -19,6 +19,7 @@ _ELEMENT_BYTES = {
     onnx.TensorProto.INT32: 4,
     onnx.TensorProto.INT8: 1,
     onnx.TensorProto.UINT8: 1,
+    onnx.TensorProto.INT4: 0.5,
 }
 
 
@@ -42,7 +43,8 @@ def bytes_by_component(path: Path) -> Components:
     model = onnx.load(path)
     sizes = Counter({"embeddings": 0, "encoder": 0, "head": 0})
     for tensor in model.graph.initializer:
-        sizes[_component(tensor.name)] += math.prod(tensor.dims) * _ELEMENT_BYTES[tensor.data_type]
+        size = math.prod(tensor.dims) * _ELEMENT_BYTES[tensor.data_type]
+        sizes[_component(tensor.name)] += math.ceil(size)
     overhead = path.stat().st_size - sizes["embeddings"] - sizes["encoder"] - sizes["head"]
     return Components(sizes["embeddings"], sizes["encoder"], sizes["head"], overhead)
 

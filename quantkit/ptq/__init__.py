@@ -1,0 +1,7 @@
+"""Post-training quantization: from a float model and calibration batches to integers."""
+
+from quantkit.ptq.inputs import InputDecision
+from quantkit.ptq.quantize import Quantized, check_finite, quantize
+from quantkit.ptq.resume import LayerStore
+
+__all__ = ["InputDecision", "LayerStore", "Quantized", "check_finite", "quantize"]

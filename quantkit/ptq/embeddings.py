@@ -1,0 +1,89 @@
+"""Integers of the embedding tables."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit import numerics
+from quantkit.algorithms.weight_range import absmax_scale, two_level_scales
+from quantkit.encoder import EncoderPlan
+from quantkit.integers import Integers
+from quantkit.modules import QuantEmbedding
+from quantkit.numerics import symmetric_grid
+from quantkit.placement import Plan
+from quantkit.ptq.weights import check_group
+from quantkit.recipe import Recipe
+
+__all__ = ["embeddings"]
+
+
+def embeddings(
+    model: nn.Module,
+    encoder: EncoderPlan,
+    plan: Plan,
+    recipe: Recipe,
+    reachable: int | None,
+    counts: Tensor,
+) -> tuple[dict[str, nn.Module], int]:
+    """A QuantEmbedding for every planned table, and the number of word rows removed.
+
+    Args:
+        model: float.
+        encoder: its plan.
+        plan: bits of every table.
+        recipe: the slot `embeddings` is read.
+        reachable: word rows to keep; None keeps all.
+        counts: how often each word row is read [rows], in texts like those to come.
+    """
+    modules: dict[str, nn.Module] = {}
+    trimmed = 0
+    for name in encoder.embedding.tables:
+        bits = plan.bits(name)
+        if bits is None:
+            continue
+        module: Any = model.get_submodule(name)
+        table: Tensor = module.weight.detach().float()
+        words = name == encoder.embedding.words
+        if words and recipe.embeddings.trim and reachable is not None:
+            trimmed = max(0, len(table) - reachable)
+            table = table[: len(table) - trimmed]
+        if bits == 8:
+            modules[name] = QuantEmbedding(_rows(table, 8))
+        else:
+            modules[name] = _four_bits(name, table, recipe, counts[: len(table)])
+    return modules, trimmed
+
+
+def _rows(table: Tensor, bits: int) -> Integers:
+    """One scale per row, which covers it whole; nearest codes."""
+    grid = symmetric_grid(bits)
+    scale = absmax_scale(table, grid)
+    return Integers.of(_nearest(table, scale, bits), scale, bits)
+
+
+def _nearest(table: Tensor, scale: Tensor, bits: int) -> Tensor:
+    grid = symmetric_grid(bits)
+    return numerics.quantize(table, scale, torch.zeros((), dtype=grid.dtype), grid)
+
+
+def _four_bits(name: str, table: Tensor, recipe: Recipe, counts: Tensor) -> QuantEmbedding:
+    """Two levels, or one scale per row; the most frequent rows at 8 bits."""
+    slot = recipe.embeddings
+    if slot.per == "group":
+        check_group(name, table.shape[1], slot.group, "embeddings")
+        scale, multipliers = two_level_scales(table, slot.group, symmetric_grid(4), None)
+        wide = (scale * multipliers).repeat_interleave(slot.group, dim=1)
+        integers = Integers.of(_nearest(table, wide, 4), scale, 4, multipliers)
+    else:
+        integers = _rows(table, 4)
+    count = min(slot.frequent, int((counts > 0).sum()))
+    if not count:
+        return QuantEmbedding(integers)
+    rows = counts.topk(count).indices.sort().values
+    exact = _rows(table[rows], 8)
+    scale = integers.scale.clone()
+    scale[rows] = exact.scale
+    return QuantEmbedding(
+        Integers(integers.stored, scale, 4, integers.multipliers), rows, exact.codes
+    )

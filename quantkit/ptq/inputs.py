@@ -1,0 +1,102 @@
+"""Quantizers of the tensors that Linears read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from quantkit.calibration import (
+    Batch,
+    InputStatistics,
+    collect_observed,
+    extremes,
+)
+from quantkit.encoder import SharedInput
+from quantkit.modules import InputQuantizer, TokenQuantizer
+from quantkit.numerics import (
+    asymmetric_grid,
+    centre,
+    scale_and_zero_point,
+    symmetric_grid,
+)
+from quantkit.ptq.smoothing import Smoothing
+from quantkit.recipe import Recipe
+
+__all__ = ["InputDecision", "Reader", "clipping_notes", "input_readers"]
+
+# Above this share of texts with a clipped token, a calibrator is suspected of cutting off
+# activations that the model needs.
+CLIPPED_TEXTS_WARNING = 0.01
+
+
+@dataclass(frozen=True)
+class InputDecision:
+    """What was chosen for one tensor that Linears read, and what it cost."""
+
+    linears: tuple[str, ...]
+    bits: int  # of the weights
+    alpha: float | None  # of SmoothQuant; None without smoothing
+    folded: bool  # the smoothing vector moved into the producer
+    low: float | None  # range of the grid, after smoothing; None where it is each token's own
+    high: float | None
+    clipped_texts: float  # share of calibration texts with a value outside the range
+    error: float  # mean relative squared error of the product, weights and inputs quantized
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How one tensor is read: its quantizer (None: as floats), range and clipped texts."""
+
+    quantizer: InputQuantizer | TokenQuantizer | None
+    low: float | None = None
+    high: float | None = None
+    clipped_texts: float = 0.0
+
+
+def input_readers(
+    model: nn.Module,
+    statistics: Mapping[SharedInput, InputStatistics],
+    smoothing: Mapping[SharedInput, Smoothing],
+    batches: Sequence[Batch],
+    recipe: Recipe,
+) -> dict[SharedInput, Reader]:
+    """A reader of every shared input; static ranges may take a pass over the batches."""
+    slot = recipe.activations
+    multipliers = {shared: smoothing[shared].multiplier for shared in statistics}
+    # What the producer has done already need not be done again.
+    left = {
+        shared: None if smoothing[shared].folded else multipliers[shared] for shared in statistics
+    }
+    if slot.bits == 16:
+        return {shared: Reader(None) for shared in statistics}
+    if slot.per == "token":
+        return {shared: Reader(TokenQuantizer(left[shared], slot.bits)) for shared in statistics}
+    bounds = {shared: extremes(statistics[shared], multipliers[shared]) for shared in statistics}
+    observed = collect_observed(model, bounds, multipliers, batches, slot.calibrator)
+    readers = {}
+    unsigned, signed = asymmetric_grid(slot.bits), symmetric_grid(slot.bits)
+    for shared, seen in observed.items():
+        low, high = slot.calibrator.range(seen, signed if slot.symmetric else unsigned)
+        if slot.symmetric:
+            scale, zero_point = scale_and_zero_point(low[0], high[0], signed)
+            zero_point = zero_point.to(unsigned.dtype) + centre(unsigned)
+        else:
+            scale, zero_point = scale_and_zero_point(low[0], high[0], unsigned)
+        clipped = 0.0 if seen.histogram is None else seen.histogram.clipped_texts(low, high)
+        quantizer = InputQuantizer(scale, zero_point, left[shared], slot.bits)
+        readers[shared] = Reader(quantizer, float(low), float(high), clipped)
+    return readers
+
+
+def clipping_notes(decisions: Sequence[InputDecision], recipe: Recipe) -> list[str]:
+    """A warning where a calibrator clips more texts than a few."""
+    clipped = [d for d in decisions if d.clipped_texts > CLIPPED_TEXTS_WARNING]
+    if not clipped:
+        return []
+    worst = max(clipped, key=lambda decision: decision.clipped_texts)
+    return [
+        f"The {recipe.activations.calibrator.name} calibrator clips a token in more than 1 % of "
+        f"the calibration texts at {len(clipped)} of {len(decisions)} inputs (most: "
+        f"{worst.clipped_texts:.0%} at {worst.linears[0]}). Massive activations carry meaning in "
+        f"BERT: `calibrator: {{name: minmax}}` keeps them."
+    ]

@@ -1,0 +1,178 @@
+"""The whole of post-training quantization, from a float model to a model of integers."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from quantkit.calibration import Batch, collect_statistics
+from quantkit.encoder import SharedInput, describe, unroll
+from quantkit.errors import CheckpointError, DataError
+from quantkit.placement import Plan, decide, quantized_calls, quantized_inputs, swap
+from quantkit.ptq.embeddings import embeddings
+from quantkit.ptq.inputs import InputDecision, clipping_notes, input_readers
+from quantkit.ptq.resume import LayerStore, fingerprint
+from quantkit.ptq.smoothing import Smoothing, folds, linear_of, smooth
+from quantkit.ptq.weights import Progress, WeightMaker
+from quantkit.recipe import Recipe, recipe_hash
+
+__all__ = ["Quantized", "check_finite", "quantize"]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model with the decisions that led to it."""
+
+    model: PreTrainedModel
+    plan: Plan
+    recipe: Recipe
+    decisions: tuple[InputDecision, ...]
+    notes: tuple[str, ...]
+    trimmed_rows: int  # word embedding rows removed
+
+    def decisions_json(self) -> list[dict[str, Any]]:
+        """The decisions as plain mappings."""
+        return [asdict(decision) for decision in self.decisions]
+
+
+def quantize(
+    model: PreTrainedModel,
+    calibration: Iterable[Batch],
+    *,
+    recipe: Recipe | None = None,
+    reachable_rows: int | None = None,
+    word_counts: Tensor | None = None,
+    store: LayerStore | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Quantize a float encoder with its head; `model` itself is left as it is.
+
+    Args:
+        model: BERT, ALBERT, DistilBERT, RoBERTa, XLM-R or ELECTRA, as a sequence classifier, a
+            token classifier or bare. Of an ALBERT that calls one layer several times the
+            result has a module per call, with one set of weights (see `encoder.unroll`).
+        calibration: batches as a Hugging Face tokenizer makes them with
+            `return_tensors="pt"`; padding is ignored through `attention_mask`.
+        recipe: the slots from `weights` to `eight_bits` are read; default: W8A8 as documented.
+        reachable_rows: word embedding rows to keep, the tokenizer's largest id plus one;
+            None keeps all.
+        word_counts: int64 [rows], how often each token id occurs in texts like those to come;
+            it decides which rows of a 4-bit table keep 8 bits. Default: in the calibration.
+        store: where finished layers are kept, so that a killed run can go on; default: nowhere.
+        progress: told what is done, how many are done, and of how many.
+
+    Raises:
+        CheckpointError: weights or activations that are not finite, or an unknown family.
+        DataError: no calibration batch, or token ids beyond `reachable_rows`.
+        RecipeError: a skip pattern that matches nothing, or a group that fits no layer.
+    """
+    recipe = recipe or Recipe(name="default", task="none", model="none")
+    store, say = store or LayerStore(None), progress or (lambda *_: None)
+    check_finite(model)
+    unrolled = unroll(model)
+    encoder = describe(unrolled)
+    plan = decide(encoder, recipe)
+    batches = list(calibration)
+    _check_ids(batches, reachable_rows)
+    store.open(fingerprint(recipe_hash(recipe), unrolled, batches))
+    inputs, calls = quantized_inputs(encoder, plan), quantized_calls(encoder, plan)
+    say("reading inputs", 0, len(inputs))
+    statistics = collect_statistics(unrolled, inputs, batches, recipe.calibration.seed)
+    smoothing = smooth(unrolled, calls, statistics, plan, recipe)
+    readers = input_readers(unrolled, statistics, smoothing, batches, recipe)
+    maker = WeightMaker(unrolled, plan, recipe, statistics, smoothing, readers, batches, store, say)
+    linears = maker.modules(calls)
+    counts = _counts(batches, unrolled, encoder.embedding.words, word_counts)
+    tables, trimmed = embeddings(unrolled, encoder, plan, recipe, reachable_rows, counts)
+    decisions = tuple(
+        InputDecision(
+            shared.linears,
+            plan.bits(shared.linears[0]) or 0,
+            smoothing[shared].alpha,
+            smoothing[shared].folded,
+            readers[shared].low,
+            readers[shared].high,
+            readers[shared].clipped_texts,
+            _error(unrolled, shared, statistics[shared].rows, smoothing, linears),
+        )
+        for shared in inputs
+    )
+    result = _copy_without(unrolled, {**linears, **tables})
+    swap(result, {**linears, **tables})
+    nn.Module.float(result)  # what stays in float; checkpoints are often loaded in 16 bits
+    if trimmed:
+        result.config.vocab_size -= trimmed
+    notes = tuple(clipping_notes(decisions, recipe))
+    return Quantized(result.train(False), plan, recipe, decisions, notes, trimmed)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse weights that no integer can stand for.
+
+    Raises:
+        CheckpointError: naming the first tensor that holds NaN or infinity.
+    """
+    for name, tensor in model.named_parameters():
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise CheckpointError(
+                f"The weight {name} holds {bad} values that are NaN or infinite, of "
+                f"{tensor.numel()}. The checkpoint is broken (often a training run that "
+                f"diverged): take an earlier one, or train again with a lower learning rate."
+            )
+
+
+def _check_ids(batches: Sequence[Batch], reachable_rows: int | None) -> None:
+    if reachable_rows is None:
+        return
+    largest = max((int(batch["input_ids"].max()) for batch in batches), default=0)
+    if largest >= reachable_rows:
+        raise DataError(
+            f"Calibration holds token id {largest}, but the tokenizer reaches only ids below "
+            f"{reachable_rows}: texts were tokenized with another tokenizer than the model's."
+        )
+
+
+def _counts(batches: Sequence[Batch], model: nn.Module, words: str, given: Tensor | None) -> Tensor:
+    """How often each row of the word table is read."""
+    table: Any = model.get_submodule(words)
+    rows = len(table.weight)
+    if given is not None:
+        return nn.functional.pad(given, (0, max(0, rows - len(given))))[:rows]
+    ids = [batch["input_ids"].flatten().cpu() for batch in batches]
+    return torch.bincount(torch.cat(ids), minlength=rows)
+
+
+@torch.inference_mode()
+def _error(
+    model: nn.Module,
+    shared: SharedInput,
+    rows: Tensor,
+    smoothing: Mapping[SharedInput, Smoothing],
+    modules: Mapping[str, nn.Module],
+) -> float:
+    """Mean relative squared error of the products of one input's rows [n, in]."""
+    own, factors = smoothing[shared], folds(smoothing)
+    # The producer would have applied a folded multiplier already.
+    read = rows * own.multiplier if own.folded and own.multiplier is not None else rows
+    found, exact = [], []
+    for name in shared.linears:
+        found.append(modules[name](read))
+        linear = linear_of(model, name)
+        bias = None if linear.bias is None else linear.bias.float()
+        product = nn.functional.linear(rows, linear.weight.float(), bias)
+        exact.append(product * factors[name] if name in factors else product)
+    residual = (torch.cat(found, 1) - torch.cat(exact, 1)).square().sum(1)
+    # Relative to each row: LayerNorm brings every token to one scale.
+    energy = torch.cat(exact, 1).square().sum(1).clamp(min=torch.finfo(rows.dtype).tiny)
+    return float((residual / energy).mean())
+
+
+def _copy_without(model: PreTrainedModel, replaced: Mapping[str, nn.Module]) -> PreTrainedModel:
+    """A deep copy that shares the tensors of modules about to be replaced: no memory twice."""
+    shared = [p for name in replaced for p in model.get_submodule(name).parameters()]
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in shared})

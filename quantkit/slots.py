@@ -1,0 +1,142 @@
+"""The recipe's slots: each a frozen dataclass that is also the configuration of its part."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from quantkit.algorithms.gptq import Gptq
+from quantkit.algorithms.nearest import Nearest
+from quantkit.calibrators import Calibrator, MinMax
+from quantkit.config import STRICT
+
+__all__ = [
+    "Activations",
+    "Bench",
+    "Calibration",
+    "Embeddings",
+    "Export",
+    "Finetune",
+    "Rounding",
+    "Weights",
+]
+
+Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Named = Field(discriminator="name")
+Group = Annotated[int, Field(ge=8, multiple_of=2)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Finetune:
+    """Fine-tuning: AdamW, linear warm-up and decay, the best epoch by validation score."""
+
+    epochs: Positive = 3
+    batch_size: Positive = 32  # rows per update, over all processes
+    accumulation: Positive = 1  # parts that each process makes of its share of a batch
+    checkpointing: bool = False  # compute activations twice instead of keeping them
+    patience: Positive | None = None  # stop after so many epochs without a better one
+    lr: Annotated[float, Field(gt=0.0)] = 2e-5
+    warmup: Share = 0.1  # share of all steps
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    dropout: Share = 0.1
+    gradient_clip: Annotated[float, Field(gt=0.0)] = 1.0  # global L2 norm
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 on a GPU that has it
+    save_every: Positive = 200  # steps between states a killed run can resume from
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Calibration:
+    """Which training texts the ranges are taken from."""
+
+    samples: Positive = 256
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class Weights:
+    """Grid of the Linears' weights: symmetric, a scale per output channel.
+
+    per     `group` is the two-level grid of 4 bits: groups of `group` input channels have a
+            multiplier in 1..18 on the channel's scale. `tensor` is for studies of naive settings.
+    range   `absmax` covers the largest weight, `mse` the range of the least squared error;
+            the two-level grid always searches
+    """
+
+    bits: Literal[8, 4] = 8
+    per: Literal["channel", "group", "tensor"] = "channel"
+    group: Group = 32
+    range: Literal["absmax", "mse"] = "absmax"
+
+    @model_validator(mode="after")
+    def _check(self) -> "Weights":
+        if self.per == "group" and self.bits != 4:
+            raise ValueError(
+                "groups are for 4 bits; 8-bit weights have one scale per channel: write "
+                "`per: channel`, or `bits: 4`"
+            )
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
+class Activations:
+    """Grid of the Linears' inputs.
+
+    bits    16 leaves them in float: only weights are quantized. 4 is experimental.
+    per     `tensor`: one static scale, calibrated. `token`: each token's own, when it runs;
+            symmetric, and the calibrator has nothing to do
+    scope   `inputs` of Linears, what integer kernels run; `all` puts every tensor of the forward
+            pass on the grid (residual sums, attention scores, softmax, GELU, norms), which only
+            studies want: such a model is measured, but not exported
+    """
+
+    bits: Literal[8, 4, 16] = 8
+    per: Literal["tensor", "token"] = "tensor"
+    symmetric: bool = False
+    calibrator: Annotated[Calibrator, Named] = Field(default_factory=MinMax)
+    scope: Literal["inputs", "all"] = "inputs"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Embeddings:
+    """Grid of the embedding tables: symmetric, a scale per row.
+
+    `per: group` is the two-level grid of 4 bits, as in `weights`. `frequent` rows of a 4-bit
+    word table, those of the most frequent words, stay at 8 bits: a few rows serve most of a
+    text. Position and type tables, which touch every token, always have 8 bits. `trim` removes
+    the word rows above the largest id the tokenizer can produce.
+    """
+
+    bits: Literal[8, 4] = 8
+    per: Literal["row", "group"] = "row"
+    group: Group = 32
+    frequent: Annotated[int, Field(ge=0)] = 2048
+    trim: bool | Literal["corpus"] = True
+
+    @model_validator(mode="after")
+    def _check(self) -> "Embeddings":
+        if self.per == "group" and self.bits != 4:
+            raise ValueError("groups are for 4 bits: write `per: row`, or `bits: 4`")
+        return self
+
+
+Rounding = Nearest | Gptq
+
+
+@dataclass(frozen=True, config=STRICT)
+class Export:
+    """Where the ONNX file is to run."""
+
+    target: Literal["cpu"] = "cpu"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Bench:
+    """Shapes and repetitions of the latency measurement."""
+
+    batches: tuple[Positive, ...] = (1, 8)
+    lengths: tuple[Positive, ...] = (32, 128)  # tokens; those over max_length are left out
+    rounds: Positive = 5  # interleaved between the candidates
+    repeats: Positive = 20  # timed calls per shape and round
