@@ -29,7 +29,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -91,12 +91,9 @@ def read_rows(path: Path) -> list[Row]:
     with np.load(path) as file:
         ids, offsets = file["input_ids"].astype(np.int64), file["offsets"]
         types = file["token_type_ids"].astype(np.int64) if "token_type_ids" in file else None
-    if not (len(offsets) > 1 and offsets[0] == 0 and offsets[-1] == len(ids)):
-        raise ValueError(f"{path}: `offsets` must lead from 0 to the {len(ids)} tokens")
-    if types is not None and len(types) != len(ids):
-        raise ValueError(f"{path}: {len(ids)} input_ids and {len(types)} token_type_ids")
-    if (np.diff(offsets) < 1).any():
-        raise ValueError(f"{path}: a text without tokens")
+    spanned = len(offsets) > 1 and offsets[0] == 0 and (np.diff(offsets) > 0).all()
+    if not spanned or not offsets[-1] == len(ids) == len(ids if types is None else types):
+        raise ValueError(f"{path}: offsets and token types do not fit the {len(ids)} tokens")
     spans = [slice(*span) for span in pairwise(offsets.tolist())]
     return [Row(ids[span], None if types is None else types[span]) for span in spans]
 
@@ -135,9 +132,7 @@ def load_model(folder: Path) -> Any:  # noqa: ANN401
     name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     if name not in CLASSES:
         raise ValueError(f"{folder} holds a {name}; known are {' and '.join(CLASSES)}")
-    model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32)
-    model.train(False)
-    return model
+    return getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def export(work: Work) -> Path:
@@ -146,52 +141,35 @@ def export(work: Work) -> Path:
     example = {name: torch.ones(2, 8, dtype=torch.int64) for name in work.feeds[0]}
     example["token_type_ids"].zero_()
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    shapes = dict.fromkeys(example, axes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's about its own parts, nothing to act on
-        torch.onnx.export(
-            work.model,
-            (),
-            path,
-            kwargs=example,
-            input_names=list(example),
-            output_names=["logits"],
-            dynamic_shapes=dict.fromkeys(example, axes),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
+        program: Any = torch.onnx.export(
+            work.model, kwargs=example, dynamic_shapes=shapes, dynamo=True, verbose=False
         )
     # quantize_dynamic refuses the file as it is: "Inferred shape and existing shape differ",
     # as the shapes stored of a Gemm's weights do not fit the MatMul that it makes of the Gemm.
     # The tools infer the shapes of inner values themselves; calibration gives the same file.
-    proto = onnx.load(path)
+    proto = program.model_proto
     del proto.graph.value_info[:]
     onnx.save_model(proto, path)
     return path
 
 
-class _Reader:
+class _Reader(list[Feed]):
     """Calibration texts as onnxruntime reads them; `set_range` serves CalibStridedMinMax."""
 
     def __init__(self, feeds: list[Feed]) -> None:
-        self._feeds = feeds
+        super().__init__(feeds)
         self.set_range(0, len(feeds))
-
-    def __len__(self) -> int:
-        return len(self._feeds)
-
-    def __iter__(self) -> Iterator[Feed]:
-        return iter(self._feeds)
 
     def set_range(self, start_index: int, end_index: int) -> None:
         """Give the texts from `start_index` to before `end_index`."""
-        self._at, self._end = start_index, end_index
+        self._left = iter(self[start_index:end_index])
 
     def get_next(self) -> Feed | None:
         """The next text."""
-        if self._at >= self._end:
-            return None
-        self._at += 1
-        return self._feeds[self._at - 1]
+        return next(self._left, None)
 
 
 def _session(work: Work, path: Path, seconds: float) -> Peer:
@@ -199,9 +177,8 @@ def _session(work: Work, path: Path, seconds: float) -> Peer:
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = work.threads
-    options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return Peer(lambda feed: session.run(["logits"], feed)[0], path.stat().st_size, seconds)
+    return Peer(lambda feed: session.run(None, feed)[0], path.stat().st_size, seconds)
 
 
 def ort_float(work: Work) -> Peer:
@@ -225,15 +202,11 @@ def ort_static(calibration: str, work: Work) -> Peer:
     # the mask that is added to attention scores holds -3e38 for padding, the tool quantizes
     # that sum, and no range holds both. A stride of 1 gives the tool one text after another,
     # and it merges their histograms. MinMax takes any lengths, so there the default stays.
-    strided = calibration != "MinMax"
+    extra = {} if calibration == "MinMax" else {"CalibStridedMinMax": 1}
+    reader, method = _Reader(work.feeds), tools.CalibrationMethod[calibration]
     path, began = work.folder / "static.onnx", perf_counter()
     tools.quantize_static(
-        source,
-        path,
-        _Reader(work.feeds),
-        per_channel=True,
-        calibrate_method=tools.CalibrationMethod[calibration],
-        extra_options={"CalibStridedMinMax": 1} if strided else {},
+        source, path, reader, per_channel=True, calibrate_method=method, extra_options=extra
     )
     return _session(work, path, perf_counter() - began)
 
@@ -248,11 +221,9 @@ def ort_4bit(algorithm: str, work: Work) -> Peer:
         # Its block_size are columns done at once; the weights' blocks come from the quantizer.
         "gptq": lambda: tools.GPTQWeightOnlyQuantConfig(_Reader(work.feeds)),
     }
-    proto = onnx.load(export(work))
+    config, proto = configs[algorithm](), onnx.load(export(work))
     path, began = work.folder / "4bit.onnx", perf_counter()
-    quantizer = tools.MatMulNBitsQuantizer(
-        proto, block_size=BLOCK, algo_config=configs[algorithm]()
-    )
+    quantizer = tools.MatMulNBitsQuantizer(proto, block_size=BLOCK, algo_config=config)
     quantizer.process()
     quantizer.model.save_model_to_file(str(path))
     return _session(work, path, perf_counter() - began)
@@ -269,7 +240,7 @@ def nncf_int8(work: Work) -> Peer:
         nncf.Dataset(work.feeds),
         preset=nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(work.feeds),
+        subset_size=len(work.feeds),  # by default the first 300
     )
     seconds = perf_counter() - began
     # What stays float stays float32, as in the other peers' files; and it is computed so:
@@ -278,33 +249,45 @@ def nncf_int8(work: Work) -> Peer:
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": work.threads}
     compiled = core.compile_model(path, "CPU", options)
     size = sum(each.stat().st_size for each in (path, path.with_suffix(".bin")))
-    return Peer(lambda feed: compiled(feed)["logits"], size, seconds)
+    return Peer(lambda feed: compiled(feed)[0], size, seconds)
 
 
 def torchao(config: str, work: Work) -> Peer:
-    """One of torchao's configurations on every Linear layer that it can take."""
+    """INT8 by one of torchao's configurations, in every Linear layer."""
     tools = importlib.import_module("torchao.quantization")
-    path, options, columns = work.folder / "torchao.pt", {}, 1
-    if config == "PrototypeInt4WeightOnlyConfig":
-        # Of torchao's packings of int4 only this one computes on CPUs, by torch's tinygemm
-        # kernel and in float32; Int4WeightOnlyConfig needs a package of GPU kernels. It packs
-        # 16 output columns together, so a classifier of a few labels stays float.
-        tools = importlib.import_module("torchao.prototype.quantization.int4")
-        options, columns = {"group_size": BLOCK}, 16
-
-    def taken(layer: torch.nn.Module, _: str) -> bool:
-        return isinstance(layer, torch.nn.Linear) and layer.out_features % columns == 0
-
     began = perf_counter()
+    tools.quantize_(work.model, getattr(tools, config)())
+    return _module(work, perf_counter() - began)
+
+
+def torchao_int4(work: Work) -> Peer:
+    """INT4 weights as torchao packs them for CPUs."""
     quantize = importlib.import_module("torchao.quantization").quantize_
-    quantize(work.model, getattr(tools, config)(**options), taken)
-    seconds = perf_counter() - began
+    # Int4WeightOnlyConfig packs for accelerators only. This one is for torch's CPU kernel,
+    # which takes columns by 16: a classifier of a few labels stays float.
+    tools = importlib.import_module("torchao.prototype.quantization.int4")
+    config, began = tools.PrototypeInt4WeightOnlyConfig(group_size=BLOCK), perf_counter()
+    layers = [each for each in work.model.modules() if getattr(each, "out_features", 1) % 16 == 0]
+    quantize(work.model, config, lambda layer, _: layer in layers)
+    peer = _module(work, perf_counter() - began)
+    # In float32 that kernel is some 50 times slower than a float layer. The weights it works
+    # with are its answer to the identity, and float layers of them give the same logits.
+    for layer in layers:
+        with torch.no_grad():
+            weight = torch.nn.functional.linear(torch.eye(layer.in_features), layer.weight)
+        layer.weight = torch.nn.Parameter(weight.T.contiguous(), requires_grad=False)
+    return peer
+
+
+def _module(work: Work, seconds: float) -> Peer:
+    """The torch model itself; its size is that of its saved weights."""
+    path = work.folder / "torchao.pt"
     torch.save(work.model.state_dict(), path)
 
     def answer(feed: Feed) -> NDArray[np.float32]:
+        tensors = {name: torch.from_numpy(values) for name, values in feed.items()}
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(values) for name, values in feed.items()}
-            logits: NDArray[np.float32] = work.model(**tensors).logits.float().numpy()
+            logits: NDArray[np.float32] = work.model(**tensors).logits.numpy()
         return logits
 
     return Peer(answer, path.stat().st_size, seconds)
@@ -323,7 +306,7 @@ METHODS: dict[str, Callable[[Work], Peer]] = {
     "nncf-int8": nncf_int8,
     "torchao-int8-dynamic": partial(torchao, "Int8DynamicActivationInt8WeightConfig"),
     "torchao-int8-weight-only": partial(torchao, "Int8WeightOnlyConfig"),
-    "torchao-int4-weight-only": partial(torchao, "PrototypeInt4WeightOnlyConfig"),
+    "torchao-int4-weight-only": torchao_int4,
 }
 
 

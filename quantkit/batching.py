@@ -24,6 +24,7 @@ __all__ = [
     "IGNORED",
     "Encoded",
     "References",
+    "backend_of",
     "bucketed_batches",
     "check_rows",
     "collate",
@@ -117,7 +118,7 @@ def encode(
     labelled = head.kind == "words"
     ids, kinds, words = RaggedWriter(np.int32), RaggedWriter(np.int8), RaggedWriter(np.int32)
     sources, cut = array("q"), 0
-    for window in tokenize(_backend(tokenizer), inputs, max_length, words=labelled):
+    for window in tokenize(backend_of(tokenizer), inputs, max_length, words=labelled):
         ids.add(window.ids)
         kinds.add(window.types)
         words.add(window.words)
@@ -247,8 +248,12 @@ def equal_length_batches(
     return batches
 
 
-def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of the Rust tokenizer: truncation set on it must not reach the saved files."""
+def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy of the Rust tokenizer: truncation set on it must not reach the saved files.
+
+    Raises:
+        CheckpointError: a tokenizer without one.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise CheckpointError(

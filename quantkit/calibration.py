@@ -6,7 +6,7 @@ tensors, whose extremes are already known exactly: histograms and moving average
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -138,18 +138,45 @@ def collect_observed(
     return {shared: observer.observed() for shared, observer in observers.items()}
 
 
+class _LastSeen(Exception):  # noqa: N818 - no error
+    """Ends a forward pass whose remainder nobody reads."""
+
+
 def each_input(
-    model: nn.Module, inputs: Sequence[SharedInput], batches: Iterable[Batch], sink: Sink
+    model: nn.Module,
+    inputs: Sequence[SharedInput],
+    batches: Iterable[Batch],
+    sink: Sink,
+    *,
+    until_last: bool = False,
 ) -> int:
-    """Feed every batch through the model with hooks in place; the number of batches."""
+    """Feed every batch through the model, every input's rows to `sink`; the number of batches.
+
+    Args:
+        model: float or quantized.
+        inputs: in the order of computation.
+        batches: those arguments that the model does not take are left out.
+        sink: gets the input and one tensor [tokens, in] per text, float32, without padding.
+        until_last: leave the layers behind the last input out.
+    """
     device = next(model.parameters()).device
     names = describe(model).arguments
     was_training, count = model.training, 0
     model.eval()
+
+    def passed_on(shared: SharedInput, texts: list[Tensor]) -> None:
+        sink(shared, texts)
+        if until_last and shared == inputs[-1]:
+            raise _LastSeen
+
     try:
         for batch in batches:
             arguments = {name: batch[name].to(device) for name in names if name in batch}
-            with torch.inference_mode(), _hooks(model, inputs, arguments, sink):
+            with (
+                torch.inference_mode(),
+                suppress(_LastSeen),
+                _hooks(model, inputs, arguments, passed_on),
+            ):
                 model(**arguments)
             count += 1
     finally:

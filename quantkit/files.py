@@ -11,7 +11,7 @@ from typing import Any
 
 from quantkit.errors import OutputExistsError, QuantkitError
 
-__all__ = ["new_file", "new_folder", "read_json", "write_json", "write_text"]
+__all__ = ["new_file", "new_folder", "read_json", "refuse_existing", "write_json", "write_text"]
 
 
 @contextmanager
@@ -23,11 +23,8 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputExistsError: `target` exists, is not empty, and `overwrite` is false.
     """
-    if not overwrite and target.exists() and any(target.iterdir()):
-        raise OutputExistsError(
-            f"{target} exists already. Pass --overwrite to replace it, or choose another "
-            f"name with --name."
-        )
+    if not overwrite:
+        refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
@@ -43,6 +40,19 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     finally:
         if partial.exists():
             shutil.rmtree(partial)
+
+
+def refuse_existing(target: Path) -> None:
+    """Refuse a folder that holds something, before long work rather than behind it.
+
+    Raises:
+        OutputExistsError: it exists and is not empty.
+    """
+    if target.exists() and any(target.iterdir()):
+        raise OutputExistsError(
+            f"{target} exists already. Pass --overwrite to replace it, or choose another "
+            f"name with --name."
+        )
 
 
 @contextmanager

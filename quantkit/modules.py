@@ -49,8 +49,10 @@ class InputQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes of `x` [..., in] as uint8 [..., in], their scale and zero point."""
-        if self.multiplier is not None:
-            x = x * self.multiplier
+        return self.codes(x if self.multiplier is None else x * self.multiplier)
+
+    def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of an `x` that is multiplied already."""
         return quantize(x, self.scale, self.zero_point, self.grid), self.scale, self.zero_point
 
 
@@ -74,8 +76,10 @@ class TokenQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes of `x` [..., in] as uint8 [..., in], scales [..., 1] and their zero point."""
-        if self.multiplier is not None:
-            x = x * self.multiplier
+        return self.codes(x if self.multiplier is None else x * self.multiplier)
+
+    def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of an `x` that is multiplied already."""
         bound = x.abs().amax(-1, keepdim=True)
         scale, _ = scale_and_zero_point(-bound, bound, symmetric_grid(self.bits))
         zero_point = torch.full((), centre(self.grid), dtype=self.grid.dtype, device=x.device)

@@ -1,10 +1,10 @@
-"""Second moments of the tensors that Linears read: what rounding and bias correction ask for.
+"""Second moments of the tensors that Linears read: what rounding and compensation ask for.
 
 A Hessian [in, in] grows with the square of the width, so the layers are served in turns, each
 turn one pass over the texts with a bounded sum of Hessians in memory.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,33 +14,44 @@ from quantkit.encoder import SharedInput
 from quantkit.modules import InputQuantizer, TokenQuantizer
 from quantkit.numerics import dequantize
 
-__all__ = ["InputMoments", "collect_moments", "in_turns"]
+__all__ = ["InputMoments", "MomentCollector", "in_turns"]
 
 
 class InputMoments:
-    """E[x xᵀ], E[x] and E[x̂] of one smoothed tensor x over tokens; x̂ is x on its grid."""
+    """Second moments over tokens, with the means E[x] and E[x̂].
 
-    def __init__(self) -> None:
+    x is a smoothed tensor of the float model, x̂ what is read in its place: x on its grid, or,
+    of a pair, what the quantized layers before make of the text, on that grid. A pair has
+    E[x̂ x̂ᵀ] and E[x x̂ᵀ]. Otherwise there is E[x xᵀ] alone: for rounding without compensation it
+    measured better than E[x̂ x̂ᵀ], which takes the grid's noise for directions of the input.
+    """
+
+    def __init__(self, width: int, *, paired: bool) -> None:
         self._tokens = 0
-        self._products = torch.empty(0)
-        self._sums = torch.empty(0)
-        self._quantized_sums = torch.empty(0)
+        self._products = torch.zeros(width, width)
+        self._crossed = torch.zeros(width, width) if paired else None
+        self._sums, self._read_sums = torch.zeros(width), torch.zeros(width)
 
-    def update(self, rows: Tensor, quantized: Tensor) -> None:
-        """Add rows [n, in] of x, and the same of x̂."""
-        if not self._tokens:
-            width = rows.shape[1]
-            self._products = torch.zeros(width, width)
-            self._sums, self._quantized_sums = torch.zeros(width), torch.zeros(width)
-        self._products.addmm_(rows.T, rows)
-        self._sums += rows.sum(0)
-        self._quantized_sums += quantized.sum(0)
-        self._tokens += len(rows)
+    def update(self, exact: Tensor, read: Tensor) -> None:
+        """Add rows [n, in] of x and the same of x̂."""
+        if self._crossed is None:
+            self._products.addmm_(exact.T, exact)
+        else:
+            self._products.addmm_(read.T, read)
+            self._crossed.addmm_(exact.T, read)
+        self._sums += exact.sum(0)
+        self._read_sums += read.sum(0)
+        self._tokens += len(exact)
 
     @property
     def hessian(self) -> Tensor:
-        """E[x xᵀ] [in, in], float32."""
+        """E[x̂ x̂ᵀ] [in, in] of a pair, else E[x xᵀ], float32."""
         return self._products / self._tokens
+
+    @property
+    def cross(self) -> Tensor | None:
+        """E[x x̂ᵀ] [in, in], float32."""
+        return None if self._crossed is None else self._crossed / self._tokens
 
     @property
     def mean(self) -> Tensor:
@@ -48,43 +59,72 @@ class InputMoments:
         return self._sums / self._tokens
 
     @property
-    def quantized_mean(self) -> Tensor:
+    def read_mean(self) -> Tensor:
         """E[x̂] [in]."""
-        return self._quantized_sums / self._tokens
+        return self._read_sums / self._tokens
 
 
-def collect_moments(
-    model: nn.Module,
-    inputs: Sequence[SharedInput],
-    multipliers: Mapping[SharedInput, Tensor | None],
-    quantizers: Mapping[SharedInput, InputQuantizer | TokenQuantizer | None],
-    batches: Iterable[Batch],
-) -> dict[SharedInput, InputMoments]:
-    """One pass over the texts, for some of the inputs.
+class MomentCollector:
+    """Runs the calibration texts and accumulates moments of chosen inputs.
 
     Args:
         model: float.
-        inputs: to be watched.
         multipliers: of the smoothing, [in] or None, by input.
-        quantizers: of the inputs, None where they stay in float; their own multipliers are
-            those above, or None where these are folded into a producer.
+        quantizers: of the inputs, None where they stay in float.
         batches: the calibration texts.
     """
-    moments = {shared: InputMoments() for shared in inputs}
 
-    def record(shared: SharedInput, texts: list[Tensor]) -> None:
-        rows, multiplier = torch.cat(texts), multipliers[shared]
-        smoothed = rows if multiplier is None else rows * multiplier
-        quantizer = quantizers[shared]
-        if quantizer is None:
-            moments[shared].update(smoothed, smoothed)
-            return
-        source = smoothed if quantizer.multiplier is None else rows
-        codes, scale, zero_point = quantizer(source)
-        moments[shared].update(smoothed, dequantize(codes, scale, zero_point))
+    def __init__(
+        self,
+        model: nn.Module,
+        multipliers: Mapping[SharedInput, Tensor | None],
+        quantizers: Mapping[SharedInput, InputQuantizer | TokenQuantizer | None],
+        batches: Sequence[Batch],
+    ) -> None:
+        self._model = model
+        self._multipliers = multipliers
+        self._quantizers = quantizers
+        self._batches = batches
 
-    each_input(model, inputs, batches, record)
-    return moments
+    def collect(
+        self,
+        inputs: Sequence[SharedInput],
+        widths: Mapping[SharedInput, int],
+        working: nn.Module | None = None,
+    ) -> dict[SharedInput, InputMoments]:
+        """Moments of `inputs`, of `widths` channels, in one pass.
+
+        Args:
+            inputs: to be watched.
+            widths: channels of each.
+            working: the model as far as it is quantized; its inputs are read in the place of
+                the float model's, both in step. Of `inputs` its Linears are still float.
+        """
+        paired = working is not None
+        moments = {shared: InputMoments(widths[shared], paired=paired) for shared in inputs}
+        exact: dict[SharedInput, Tensor] = {}
+
+        def keep(shared: SharedInput, texts: list[Tensor]) -> None:
+            exact[shared] = self._smoothed(shared, texts)
+
+        def record(shared: SharedInput, texts: list[Tensor]) -> None:
+            arrived = self._smoothed(shared, texts)
+            moments[shared].update(exact.pop(shared, arrived), self._read(shared, arrived))
+
+        for batch in self._batches:
+            if working is not None:
+                each_input(self._model, inputs, [batch], keep, until_last=True)
+            each_input(working or self._model, inputs, [batch], record, until_last=True)
+        return moments
+
+    def _smoothed(self, shared: SharedInput, texts: list[Tensor]) -> Tensor:
+        rows, multiplier = torch.cat(texts), self._multipliers[shared]
+        return rows if multiplier is None else rows * multiplier
+
+    def _read(self, shared: SharedInput, smoothed: Tensor) -> Tensor:
+        """The values that the input's codes stand for."""
+        quantizer = self._quantizers[shared]
+        return smoothed if quantizer is None else dequantize(*quantizer.codes(smoothed))
 
 
 def in_turns(

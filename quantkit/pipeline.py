@@ -4,26 +4,19 @@ No printing here beyond progress; the command line says where results lie.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit.answers import decisions
-from quantkit.batching import (
-    Encoded,
-    collate,
-    encode,
-    encode_unlabelled,
-    equal_length_batches,
-)
-from quantkit.calibration import Batch
+from quantkit.batching import Encoded, encode, encode_unlabelled
+from quantkit.calibration_texts import calibration_batches, read_inputs, word_counts
 from quantkit.checkpoint import (
-    labels_words,
     length_limit,
     load_float,
     reachable_rows,
@@ -31,8 +24,8 @@ from quantkit.checkpoint import (
     takes_token_types,
 )
 from quantkit.data import TaskData, inputs_of, load_task, references_of
-from quantkit.encoder import head_of
-from quantkit.errors import DataError, OutputExistsError, RecipeError
+from quantkit.encoder import describe, head_of
+from quantkit.errors import OutputExistsError, RecipeError
 from quantkit.exporter import Exported, export
 from quantkit.files import new_folder, write_json
 from quantkit.heads import Head
@@ -46,6 +39,7 @@ from quantkit.starting_point import starting_point
 from quantkit.tokenization import Inputs
 from quantkit.train import TrainingResult
 from quantkit.train import finetune as train_model
+from quantkit.trim import Coverage, Trimmed, trim_to_corpus
 
 __all__ = [
     "PARITY",
@@ -58,6 +52,7 @@ __all__ = [
     "ptq",
     "ptq_checkpoint",
     "read_inputs",
+    "refuse_recurrent",
 ]
 
 PARITY = "parity.json"  # the gate's findings, beside each ONNX file
@@ -135,15 +130,26 @@ def ptq(recipe: Recipe, run: Run, data: Path | None, *, overwrite: bool = False)
         ParityError: the exported file failed the gate; nothing is kept.
         RecipeError: a recurrent baseline, which is not quantized.
     """
+    refuse_recurrent(recipe, run)
+    task = load_task(recipe.task, data, recipe.data)
+    train, validation = (inputs_of(task.splits[n], task.head) for n in ("train", "validation"))
+    folder = run.quantized_folder(recipe)
+    return ptq_checkpoint(
+        recipe, run.float_folder, train, folder, held_out=validation, overwrite=overwrite
+    )
+
+
+def refuse_recurrent(recipe: Recipe, run: Run) -> None:
+    """Refuse to quantize a recurrent baseline.
+
+    Raises:
+        RecipeError: it is one.
+    """
     if recipe.is_recurrent:
         raise RecipeError(
             f"{run.folder} is a recurrent baseline, and quantkit quantizes encoders. "
             f"quantkit bench {run.folder.name} measures it as it is."
         )
-    task = load_task(recipe.task, data, recipe.data)
-    inputs = inputs_of(task.splits["train"], task.head)
-    folder = run.quantized_folder(recipe)
-    return ptq_checkpoint(recipe, run.float_folder, inputs, folder, overwrite=overwrite)
 
 
 def ptq_checkpoint(
@@ -152,18 +158,39 @@ def ptq_checkpoint(
     inputs: Inputs,
     folder: Path,
     *,
+    held_out: Inputs | None = None,
     overwrite: bool = False,
+    notes: Sequence[str] = (),
 ) -> QuantizedFolder:
-    """Quantize any fine-tuned float checkpoint, calibrated on `inputs`, into `folder`."""
+    """Quantize any fine-tuned float checkpoint, calibrated on `inputs`, into `folder`.
+
+    Args:
+        recipe: how.
+        checkpoint: its folder.
+        inputs: texts as in training: a sample of them is calibrated on; all of them decide which
+            word rows stay where the recipe says `trim: corpus`, and which keep 8 of 4 bits.
+        folder: of the packed checkpoint and its ONNX file.
+        held_out: other texts, on which a trimmed vocabulary is judged; see `trim_to_corpus`.
+        overwrite: replace the folder if it is there.
+        notes: what the packed folder is to say before its other notes.
+    """
     with new_folder(folder, overwrite=overwrite) as partial:
         model, tokenizer = load_float(checkpoint)
+        trimmed: Trimmed | None = None
+        if recipe.embeddings.trim == "corpus":
+            trimmed = trim_to_corpus(model, tokenizer, inputs, held_out=held_out)
+            model, tokenizer = trimmed.model, trimmed.tokenizer
         limit = length_limit(model, tokenizer, recipe.max_length)
         quantized = quantize(
             model,
             calibration_batches(model, tokenizer, inputs, recipe, limit),
             recipe=recipe,
             reachable_rows=reachable_rows(tokenizer),
+            word_counts=_counts(recipe, model, tokenizer, inputs, limit),
         )
+        quantized = replace(quantized, notes=(*notes, *quantized.notes))
+        if trimmed is not None:
+            quantized = _with_coverage(quantized, trimmed.coverage)
         if (head := head_of(model)).kind == "features":
             note = _cosine_note(model, quantized, tokenizer, inputs, head, limit)
             quantized = replace(quantized, notes=(*quantized.notes, note))
@@ -174,33 +201,6 @@ def ptq_checkpoint(
         write_json(partial / PARITY, exported.parity.to_json())
     path = folder / exported.path.relative_to(partial)
     return QuantizedFolder(folder, quantized, replace(exported, path=path))
-
-
-def calibration_batches(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: Inputs,
-    recipe: Recipe,
-    max_length: int,
-) -> Iterator[Batch]:
-    """The recipe's random sample of rows, in batches of one length each: no padding.
-
-    Raises:
-        DataError: no rows.
-    """
-    if not len(inputs):
-        raise DataError("There are no texts to calibrate on. 256 training texts do well.")
-    generator = np.random.default_rng(recipe.calibration.seed)
-    chosen = generator.permutation(len(inputs))[: recipe.calibration.samples].tolist()
-    sample = Inputs(
-        [inputs.first[at] for at in chosen],
-        None if inputs.second is None else [inputs.second[at] for at in chosen],
-    )
-    encoded = encode_unlabelled(
-        tokenizer, sample, head_of(model), max_length, types=takes_token_types(model)
-    )
-    for indices in equal_length_batches(encoded.lengths(), 16):
-        yield collate(encoded, indices, _padding(tokenizer))
 
 
 def export_folder(folder: Path, *, target: str = "cpu", overwrite: bool = False) -> Exported:
@@ -233,28 +233,6 @@ def export_float(folder: Path, recipe: Recipe | None) -> Exported:
     exported = export(model, tokenizer, folder, recipe=recipe, max_length=limit)
     write_json(folder / PARITY, exported.parity.to_json())
     return exported
-
-
-def read_inputs(path: Path, checkpoint: Path) -> Inputs:
-    """One text a line from a UTF-8 file, empty lines left out, as the checkpoint reads it.
-
-    A word labeller's sentences are split at spaces.
-
-    Raises:
-        DataError: no such file, not UTF-8, or no text in it.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError(
-            f"{path}: no such file. --texts takes a file with one text a line."
-        ) from None
-    except UnicodeDecodeError as problem:
-        raise DataError(f"{path} is not UTF-8 ({problem.reason}). Convert it first.") from None
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
-        raise DataError(f"{path} holds no text. It needs at least one line.")
-    return Inputs([text.split() for text in texts] if labels_words(checkpoint) else texts)
 
 
 def is_main_process() -> bool:
@@ -296,6 +274,29 @@ def _cut_note(train: Encoded, task: TaskData, limit: int) -> list[str]:
         f"{train.cut} of {rows} training texts ({train.cut / rows:.1%}) have more than {limit} "
         f"tokens and lose their end."
     ]
+
+
+def _counts(
+    recipe: Recipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Inputs,
+    max_length: int,
+) -> Tensor | None:
+    """What decides which rows of a 4-bit table keep 8 bits; None where there is no such table."""
+    if recipe.embeddings.bits != 4 or not recipe.embeddings.frequent:
+        return None
+    return word_counts(model, tokenizer, inputs, max_length)
+
+
+def _with_coverage(quantized: Quantized, coverage: Coverage) -> Quantized:
+    """Count the rows that a trimmed vocabulary lost, and say what it covers."""
+    table = quantized.model.get_submodule(describe(quantized.model).embedding.words)
+    return replace(
+        quantized,
+        trimmed_rows=coverage.rows_before - coverage.rows_after,
+        notes=(*quantized.notes, coverage.note(table)),
+    )
 
 
 def _cosine_note(

@@ -17,8 +17,11 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from quantkit.algorithms.compensation import Compensation
 from quantkit.algorithms.nearest import Nearest
-from quantkit.algorithms.smoothquant import NoSmoothing, SmoothQuant
+from quantkit.algorithms.outlier_scaling import OutlierScaling
+from quantkit.algorithms.smoothing_search import NoSmoothing
+from quantkit.algorithms.smoothquant import SmoothQuant
 from quantkit.config import STRICT
 from quantkit.errors import RecipeError
 from quantkit.recurrent_slot import Recurrent
@@ -72,8 +75,11 @@ class Recipe:
     weights: Weights = Field(default_factory=Weights)
     activations: Activations = Field(default_factory=Activations)
     embeddings: Embeddings = Field(default_factory=Embeddings)
-    smoothing: Annotated[SmoothQuant | NoSmoothing, Named] = Field(default_factory=SmoothQuant)
+    smoothing: Annotated[SmoothQuant | OutlierScaling | NoSmoothing, Named] = Field(
+        default_factory=SmoothQuant
+    )
     rounding: Annotated[Rounding, Named] = Field(default_factory=Nearest)
+    compensation: Compensation | None = None  # present: layers make up for those before them
     bias_correction: bool = False  # mean outputs as in float, on the calibration texts
     skip: tuple[str, ...] = ("classifier",)  # patterns over module names that stay in float
     eight_bits: tuple[str, ...] = ()  # patterns that have 8 bits where the rest has 4
@@ -148,7 +154,8 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
     """The recipe with weights and word embeddings at `bits` bits.
 
     A recipe that has these bits already stays as it is. Otherwise it gets what measured best:
-    4 bits are two-level groups rounded by GPTQ, 8 bits one scale per channel.
+    for 4 bits two-level groups, outlier scaling, GPTQ and compensation, for 8 bits one scale
+    per channel, SmoothQuant and nearest.
 
     Raises:
         RecipeError: a number of bits that is not supported.
@@ -157,9 +164,21 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
         return recipe
     values: dict[str, object] = {"weights.bits": bits, "embeddings.bits": bits}
     if bits == 4:
-        values |= {"weights.per": "group", "embeddings.per": "group", "rounding": {"name": "gptq"}}
+        values |= {
+            "weights.per": "group",
+            "embeddings.per": "group",
+            "smoothing": {"name": "outlier-scaling"},
+            "rounding": {"name": "gptq"},
+            "compensation": {},
+        }
     else:
-        values |= {"weights.per": "channel", "embeddings.per": "row"}
+        values |= {
+            "weights.per": "channel",
+            "embeddings.per": "row",
+            "smoothing": {"name": "smoothquant"},
+            "rounding": {"name": "nearest"},
+            "compensation": None,
+        }
     return with_changes(recipe, values)
 
 

@@ -5,6 +5,7 @@ runs/NAME/training/    state of an unfinished fine-tuning; gone when it is compl
 runs/NAME/float/       the fine-tuned checkpoint, and its onnx/model.onnx
 runs/NAME/w8a8/        the packed checkpoint, and its onnx/model_quantized.onnx
 runs/NAME/report.json  the measurements, and report.md made from them
+runs/NAME/sensitivity-w4a8.json  what each part loses at these bits
 """
 
 import shutil
@@ -71,8 +72,10 @@ class Run:
 
     def remove_derived(self) -> None:
         """Remove what was made from an earlier float model: it would no longer belong to it."""
-        for folder in self.folder.glob("w*a*"):
+        for folder in (*self.folder.glob("w*a*"), *self.folder.glob("sensitivity-*.layers")):
             shutil.rmtree(folder)
+        for file in self.folder.glob("sensitivity-*.json"):
+            file.unlink()
         for name in ("report.json", "report.md"):
             (self.folder / name).unlink(missing_ok=True)
 

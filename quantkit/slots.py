@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from quantkit.algorithms.adaround import AdaRound
 from quantkit.algorithms.gptq import Gptq
 from quantkit.algorithms.nearest import Nearest
 from quantkit.calibrators import Calibrator, MinMax
@@ -89,7 +90,11 @@ class Activations:
             symmetric, and the calibrator has nothing to do
     scope   `inputs` of Linears, what integer kernels run; `all` puts every tensor of the forward
             pass on the grid (residual sums, attention scores, softmax, GELU, norms), which only
-            studies want: such a model is measured, but not exported
+            studies want: such a model is measured, but not exported. `skip` then keeps weights
+            in float, not what is computed with them
+    groups  with `scope: all`: the residual sums, what is added to them, and the LayerNorms'
+            outputs have so many scales, each over equally many channels
+    ordered with `groups`: channels are put into groups by their range instead of in their order
     """
 
     bits: Literal[8, 4, 16] = 8
@@ -97,6 +102,21 @@ class Activations:
     symmetric: bool = False
     calibrator: Annotated[Calibrator, Named] = Field(default_factory=MinMax)
     scope: Literal["inputs", "all"] = "inputs"
+    groups: Positive | None = None
+    ordered: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "Activations":
+        if self.scope == "all" and (self.bits == 16 or self.per == "token"):
+            raise ValueError(
+                "`scope: all` has one static grid for each tensor: write `bits: 8` or `bits: 4`, "
+                "and `per: tensor`"
+            )
+        if self.groups is not None and self.scope != "all":
+            raise ValueError("`groups` needs `scope: all`: integer kernels have one scale a tensor")
+        if self.ordered and self.groups is None:
+            raise ValueError("`ordered` says how channels are grouped: write `groups`, e.g. 6")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -122,7 +142,7 @@ class Embeddings:
         return self
 
 
-Rounding = Nearest | Gptq
+Rounding = Nearest | Gptq | AdaRound
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -8,6 +8,9 @@ set of changes to the recipe, so that whatever a recipe can say is a method.
     seeds: [0, 1, 2]
     changes: {model: my-model}
     methods: {w8a8: {weights.bits: 8}}
+
+A method is scored on its exported file. One with `activations.scope: all`, which cannot be
+exported, is scored on the simulation in torch, and has no size.
 """
 
 import shutil
@@ -23,18 +26,21 @@ from pydantic.dataclasses import dataclass
 
 from quantkit import pipeline
 from quantkit.answers import decisions
+from quantkit.batching import encode_unlabelled
+from quantkit.checkpoint import length_limit, load_float, reachable_rows, takes_token_types
 from quantkit.config import STRICT
-from quantkit.data import inputs_of, load_task, references_of
+from quantkit.data import TaskData, inputs_of, load_task, references_of
 from quantkit.data.naming import unknown
 from quantkit.errors import RecipeError
 from quantkit.files import read_json, write_json
 from quantkit.heads import Head
 from quantkit.measure import environment
 from quantkit.metrics import MAIN, Answers, agreement, bootstrap, paired_bootstrap, statistics
-from quantkit.prediction import Outputs
+from quantkit.prediction import Outputs, predict
 from quantkit.recipe import Recipe, load_recipe, read_yaml, with_changes
 from quantkit.runs import Run
 from quantkit.runtime import find_onnx, load
+from quantkit.simulation import simulate
 
 __all__ = ["Study", "load_study", "run_study", "study_rows", "unit_file"]
 
@@ -173,11 +179,8 @@ def _unit(study: Study, recipe: Recipe, run: Run, data: Path | None) -> dict[str
     for method in study.methods:
         started = time.perf_counter()
         changed = study.method(recipe, method)
-        folder = run.folder / method
-        if not folder.is_dir():
-            inputs = inputs_of(task.splits["train"], task.head)
-            pipeline.ptq_checkpoint(changed, run.float_folder, inputs, folder)
-        answers = load(folder).outputs(inputs_of(test, task.head))
+        folder = None if _is_simulated(changed) else run.folder / method
+        answers = _answers(changed, run.float_folder, folder, task)
         scores[method] = _scores(task.head, references, answers, outputs["float"], folder)
         seconds[method] = time.perf_counter() - started
     training = {k: v for k, v in run.training().items() if k != "curve"}
@@ -198,18 +201,38 @@ def _unit(study: Study, recipe: Recipe, run: Run, data: Path | None) -> dict[str
     }
 
 
+def _is_simulated(recipe: Recipe) -> bool:
+    return recipe.activations.scope == "all"
+
+
+def _answers(recipe: Recipe, checkpoint: Path, folder: Path | None, task: TaskData) -> Outputs:
+    """One method's outputs on the test rows: of its file in `folder`, or simulated without one."""
+    train, test = (inputs_of(task.splits[split], task.head) for split in ("train", "test"))
+    if folder is not None:
+        if not folder.is_dir():
+            pipeline.ptq_checkpoint(recipe, checkpoint, train, folder)
+        return load(folder).outputs(test)
+    model, tokenizer = load_float(checkpoint)
+    limit = length_limit(model, tokenizer, recipe.max_length)
+    batches = pipeline.calibration_batches(model, tokenizer, train, recipe, limit)
+    simulated = simulate(model, batches, recipe=recipe, reachable_rows=reachable_rows(tokenizer))
+    types = takes_token_types(model)
+    encoded = encode_unlabelled(tokenizer, test, task.head, limit, types=types)
+    return predict(simulated.model, encoded, pad_token_id=int(tokenizer.pad_token_id or 0))
+
+
 def _scores(
     head: Head,
     references: Answers,
     outputs: Outputs,
     baseline: Outputs | None,
-    folder: Path,
+    folder: Path | None,
 ) -> dict[str, Any]:
-    """One method's scores with intervals, its change against float, and its file's size."""
+    """One method's scores with intervals, its change against float, and its file's size, if any."""
     decided = decisions(head, outputs)
     found = statistics(head, references, decided)
     entry: dict[str, Any] = {name: asdict(bootstrap(s)) for name, s in found.items()}
-    entry["bytes"] = find_onnx(folder).stat().st_size
+    entry["bytes"] = None if folder is None else find_onnx(folder).stat().st_size
     if baseline is not None:
         others = decisions(head, baseline)
         main = MAIN[head.kind]
@@ -222,11 +245,15 @@ def _scores(
 def study_rows(study: Study, results: Path) -> list[str]:
     """The lines of a Markdown table: a row per recipe, the mean over seeds, drops against float.
 
-    Units that are not done are left out; a recipe without any has no row.
+    Units that are not done are left out; a recipe without any has no row. A method that is
+    scored on a simulation, and not on a file, says so.
     """
     methods = ["float", *study.methods]
+    first = study.recipe(study.recipes[0], study.seeds[0], {})
+    simulated = {name for name in study.methods if _is_simulated(study.method(first, name))}
+    titles = [f"{name} (simulated)" if name in simulated else name for name in study.methods]
     head = ["recipe", "score", "seeds", "float, %"]
-    head += [f"{m}: {what}" for m in methods[1:] for what in ("%", "change", "labels equal, %")]
+    head += [f"{title}: {what}" for title in titles for what in ("%", "change", "labels equal, %")]
     lines = [f"| {' | '.join(head)} |", f"| --- | --- |{' ---: |' * (len(head) - 2)}"]
     rows = {}
     for name in _names(study):

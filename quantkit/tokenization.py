@@ -7,6 +7,7 @@ every word is answered from the window that shows most of its surroundings.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -32,6 +33,14 @@ class Inputs:
 
     def __len__(self) -> int:
         return len(self.first)
+
+    def take(self, rows: Sequence[int]) -> "Inputs":
+        """Some rows, in the order of their numbers in `rows`."""
+        columns: list[Any] = [
+            None if column is None else [column[row] for row in rows]
+            for column in (self.first, self.second)
+        ]
+        return Inputs(*columns)
 
 
 @dataclass(frozen=True)

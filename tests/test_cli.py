@@ -192,7 +192,7 @@ def test_set_also_changes_the_recipe_of_a_checkpoint_and_of_a_run(
     succeed("ptq", "smsa", "--runs", copied.runs, "--overwrite", *changes(smoothing__alpha=0.5))
     for folder, alpha in ((tmp_path / "float", 0.75), (copied.runs / "smsa", 0.5)):
         packed = json.loads((folder / "w8a8" / "quantkit.json").read_text())
-        assert {decision["alpha"] for decision in packed["decisions"]} == {alpha}
+        assert {decision["smoothing"] for decision in packed["decisions"]} == {alpha}
 
 
 def test_the_latest_run_and_the_newest_model_are_meant_by_default(copied: Line) -> None:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
-from quantkit.algorithms.smoothquant import NoSmoothing, SmoothQuant
+from quantkit.algorithms.smoothing_search import NoSmoothing
+from quantkit.algorithms.smoothquant import SmoothQuant
 from quantkit.calibrators import Percentile
 from quantkit.encoder import describe
 from quantkit.errors import CheckpointError, DataError, RecipeError
@@ -195,7 +196,7 @@ def test_percentile_clips_and_warns(model: BertForSequenceClassification, batche
 
 def test_fixed_alpha_is_used(model: BertForSequenceClassification, batches: Batches) -> None:
     fixed = quantize(model, batches, recipe=_recipe(smoothing=SmoothQuant(alpha=0.75)))
-    assert {decision.alpha for decision in fixed.decisions} == {0.75}
+    assert {decision.smoothing for decision in fixed.decisions} == {0.75}
 
 
 def test_skipping_one_of_three_keeps_all_that_read_the_tensor(

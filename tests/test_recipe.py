@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quantkit.algorithms.smoothquant import NoSmoothing, SmoothQuant
+from quantkit.algorithms.smoothing_search import NoSmoothing
+from quantkit.algorithms.smoothquant import SmoothQuant
 from quantkit.calibrators import MinMax, Percentile
 from quantkit.data import task_names
 from quantkit.data.columns import check_source

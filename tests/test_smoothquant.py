@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantkit.algorithms.smoothquant import Observed, SmoothQuant, search, smoothing_vector
+from quantkit.algorithms.smoothing_search import Observed, Smoothed, channel_maxima, search
+from quantkit.algorithms.smoothquant import SmoothQuant, smoothing_vector
 from quantkit.numerics import (
     asymmetric_grid,
     fake_quantize,
@@ -32,9 +33,20 @@ def test_smoothing_leaves_the_product_as_it_is(alpha: float, seed: int) -> None:
     torch.testing.assert_close((x / s) @ (w * s).T, x @ w.T, rtol=1e-9, atol=1e-9)
 
 
-def _search(rows: torch.Tensor, weight: torch.Tensor, alphas: tuple[float, ...]) -> float:
+def _coarsened(weight: torch.Tensor) -> torch.Tensor:
+    bound = weight.abs().amax(1, keepdim=True)
+    grid = symmetric_grid(8)
+    return fake_quantize(weight, *scale_and_zero_point(-bound, bound, grid), grid)
+
+
+def _chosen(calls: list[Observed], weight: torch.Tensor, slot: SmoothQuant) -> Smoothed:
+    vectors = slot.vectors(channel_maxima(calls), weight.abs().amax(0))
+    return search(calls, weight, vectors, asymmetric_grid(8), _coarsened)
+
+
+def _search(rows: torch.Tensor, weight: torch.Tensor, alpha: float) -> float:
     calls = [Observed(rows, rows.amin(0), rows.amax(0))]
-    return search(calls, weight, alphas, asymmetric_grid(8), symmetric_grid(8)).error
+    return _chosen(calls, weight, SmoothQuant(alpha=alpha)).error
 
 
 def _error_without_smoothing(rows: torch.Tensor, weight: torch.Tensor) -> float:
@@ -52,10 +64,10 @@ def test_the_search_takes_the_best_candidate_and_beats_none_on_a_wide_channel() 
     rows[:, 5] *= 100.0
     weight = torch.randn(16, 32, generator=generator)
     alphas = SmoothQuant().alphas
-    each = {alpha: _search(rows, weight, (alpha,)) for alpha in alphas}
+    each = {alpha: _search(rows, weight, alpha) for alpha in alphas}
     calls = [Observed(rows, rows.amin(0), rows.amax(0))]
-    chosen = search(calls, weight, alphas, asymmetric_grid(8), symmetric_grid(8))
-    assert chosen.alpha == min(each, key=each.__getitem__)
+    chosen = _chosen(calls, weight, SmoothQuant())
+    assert chosen.setting == min(each, key=each.__getitem__)
     assert chosen.error < 0.2 * _error_without_smoothing(rows, weight)
 
 
@@ -64,15 +76,15 @@ def test_calls_of_one_weight_share_a_vector_and_keep_their_ranges() -> None:
     narrow = torch.randn(100, 8, generator=generator)
     wide = 50.0 * torch.randn(100, 8, generator=generator)
     weight = torch.randn(6, 8, generator=generator)
-    grids = asymmetric_grid(8), symmetric_grid(8)
+    slot = SmoothQuant(alpha=0.7)
     calls = [Observed(rows, rows.amin(0), rows.amax(0)) for rows in (narrow, wide)]
-    both = search(calls, weight, (0.7,), *grids)
+    both = _chosen(calls, weight, slot)
     widest = torch.maximum(narrow.abs().amax(0), wide.abs().amax(0))
     assert torch.equal(both.vector, smoothing_vector(widest, weight.abs().amax(0), 0.7))
     # In the wide call's range the narrow call would have codes of about 0 only.
-    each = [search([call], weight, (0.7,), *grids).error for call in calls]
+    each = [_chosen([call], weight, slot).error for call in calls]
     assert both.error < 2.0 * max(each)
-    assert search([calls[0]] * 3, weight, (0.7,), *grids).error == pytest.approx(each[0])
+    assert _chosen([calls[0]] * 3, weight, slot).error == pytest.approx(each[0])
 
 
 def test_a_fixed_alpha_is_the_only_candidate() -> None:

@@ -28,6 +28,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from quantkit.config import STRICT
+from quantkit.errors import RecipeError
 from quantkit.numerics import Grid, dequantize, quantize
 
 __all__ = ["Gptq"]
@@ -52,9 +53,9 @@ class Gptq:
     def round(self, weight: Tensor, scale: Tensor, grid: Grid, hessian: Tensor | None) -> Tensor:
         """Codes [out, in] of `weight` [out, in], in the grid's dtype.
 
-        No row's error D H Dᵀ is above that of its nearest codes. For W = [0.5, 0.4],
-        H = [[1, 0.9], [0.9, 1]] and scale 1 nearest gives [0, 0] (error 0.77) and this [0, 1]
-        (error 0.07).
+        No row's error D H Dᵀ is above that of its nearest codes. For W = [0.4, 0.4],
+        H = [[1, 0.9], [0.9, 1]] and scale 1 nearest gives [0, 0] with an error of 0.608, and
+        this [0, 1] with 0.088: the second column makes up for the first.
 
         Args:
             weight: float32.
@@ -68,23 +69,26 @@ class Gptq:
             ValueError: there is no `hessian`, or its shape is not [in, in].
         """
         if hessian is None or hessian.shape != (weight.shape[1], weight.shape[1]):
-            raise ValueError(f"GPTQ needs a Hessian of {weight.shape[1]} inputs")
-        exact = hessian.to(torch.float64)
-        order = self._order(exact)
-        ordered, w, s = exact[order][:, order], weight[:, order], scale.expand_as(weight)[:, order]
-        nearest = quantize(w, s, _zero(s), grid)
-        codes = nearest
-        if self.sweeps >= 0:
-            codes = _rounded(codes, w, s, grid, _feedback(ordered, self.damping), self.block)
+            raise ValueError(f"GPTQ needs the Hessian of {weight.shape[1]} inputs.")
+        order = self._order(hessian.diagonal())
+        h = hessian.to(torch.float64)[order][:, order]
+        w, s = weight[:, order], scale.expand_as(weight)[:, order]
+        nearest = quantize(w, s, _zero(s, grid), grid)
+        if not h.any():  # inputs that are always 0: every code is as good
+            return nearest.index_select(1, order.argsort())
+        codes = _rounded(nearest, w, s, grid, _triangular(h, self.damping), self.block)
         for _ in range(self.sweeps):
-            codes = _rounded(codes, w, s, grid, _descent(ordered), self.block)
-        errors = [_errors(c, w, s, ordered) for c in (codes, nearest)]
-        kept = torch.where((errors[0] < errors[1])[:, None], codes, nearest)
-        return kept[:, torch.argsort(order)]
+            codes = _rounded(codes, w, s, grid, _descent(h), self.block)
+        better = _errors(codes, w, s, h) < _errors(nearest, w, s, h)
+        kept = torch.where(better[:, None], codes, nearest)
+        return kept.index_select(1, order.argsort())
 
-    def _order(self, hessian: Tensor) -> Tensor:
-        """The columns in the order in which they are rounded [in]."""
-        diagonal = hessian.diagonal()
+    def _order(self, diagonal: Tensor) -> Tensor:
+        """The columns [in] in the order in which they are rounded.
+
+        The last columns are left with what all others could not make up for; it costs least
+        where inputs are small.
+        """
         if self.order == "given":
             return torch.arange(len(diagonal), device=diagonal.device)
         return torch.argsort(diagonal, descending=True, stable=True)
@@ -93,40 +97,61 @@ class Gptq:
 def _rounded(
     codes: Tensor, weight: Tensor, scale: Tensor, grid: Grid, feedback: Tensor, block: int
 ) -> Tensor:
-    """One pass: each column k in turn becomes the codes of W_k - Σ_{i≠k} D_i feedback_ik.
+    """One pass: each column k in turn gets the codes of W_k - Σ_i D_i feedback_ik.
 
-    D is the error of the codes as they are when the column's turn comes. Within a block the
-    columns' new errors are carried on one by one; across blocks by one large product.
+    D [out, in] is the error of the codes as they are when the column's turn comes. It is kept
+    in float64, so that only ties within float32 depend on `block`: shifts from earlier
+    blocks come from one large product, those from within the block one by one.
+
+    `scale` is [out, in], `feedback` float64 [in, in] with a zero diagonal.
     """
-    codes, zero = codes.clone(), _zero(scale)
+    codes, zero = codes.clone(), _zero(scale, grid)
     error = dequantize(codes, scale, zero).to(feedback.dtype) - weight
     for start in range(0, weight.shape[1], block):
-        old = error[:, start : start + block].clone()
+        before = error[:, start : start + block].clone()
         shift = error @ feedback[:, start : start + block]
-        for at in range(start, start + old.shape[1]):
-            changed = error[:, start:at] - old[:, : at - start]
-            wanted = weight[:, at] - shift[:, at - start] - changed @ feedback[start:at, at]
-            codes[:, at] = quantize(wanted.to(weight.dtype), scale[:, at], zero, grid)
+        for within in range(before.shape[1]):
+            at = start + within
+            change = (error[:, start:at] - before[:, :within]) @ feedback[start:at, at]
+            wanted = (weight[:, at] - shift[:, within] - change).to(weight.dtype)
+            codes[:, at] = quantize(wanted, scale[:, at], zero, grid)
             error[:, at] = dequantize(codes[:, at], scale[:, at], zero) - weight[:, at]
     return codes
 
 
-def _feedback(h, damping):
-    damped = h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
-    lower = torch.linalg.cholesky(damped.flip(0, 1))
-    upper = lower.flip(0, 1)
-    return (upper / upper.diagonal()).fill_diagonal_(0.0)
+def _triangular(hessian: Tensor, damping: float) -> Tensor:
+    """GPTQ's feedback [in, in]: U - 1, where the damped Hessian is U diag(d) Uᵀ.
+
+    Cholesky gives lower factors; with rows and columns reversed they are upper ones. For
+    [[1, 0.5], [0.5, 1]] without damping U_12 is 0.5.
+    """
+    strength = damping
+    while strength <= STRONGEST:
+        damped = hessian.clone()
+        damped.diagonal().add_(strength * hessian.diagonal().mean())
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        if not failed:
+            upper: Tensor = lower.flip(0, 1)
+            return (upper / upper.diagonal()).fill_diagonal_(0.0)
+        strength *= 10.0
+    raise RecipeError(
+        f"rounding gptq: the Hessian of {len(hessian)} inputs cannot be factored, even with "
+        f"{strength / 10.0:g} of its mean diagonal added; it is not finite or no mean of x xᵀ. "
+        "Check what the model computes, or use `rounding: {name: nearest}`."
+    )
 
 
-def _descent(h):
-    d = h.diagonal().clamp(min=torch.finfo(h.dtype).tiny)
-    return (h / d).fill_diagonal_(0.0)
+def _descent(hessian: Tensor) -> Tensor:
+    """Coordinate descent's feedback [in, in]: H_ik / H_kk, and 0 in columns without inputs."""
+    diagonal = hessian.diagonal().clamp(min=torch.finfo(hessian.dtype).tiny)
+    return (hessian / diagonal).fill_diagonal_(0.0)
 
 
-def _errors(codes, weight, scale, h):
-    error = dequantize(codes, scale, _zero(scale)).to(h.dtype) - weight
-    return ((error @ h) * error).sum(1)
+def _errors(codes: Tensor, weight: Tensor, scale: Tensor, hessian: Tensor) -> Tensor:
+    """The error D H Dᵀ of each row [out], in float64."""
+    error = dequantize(codes, scale, scale.new_zeros(())).to(hessian.dtype) - weight
+    return ((error @ hessian) * error).sum(1)
 
 
-def _zero(scale: Tensor) -> Tensor:
-    return scale.new_zeros((), dtype=torch.int8)
+def _zero(scale: Tensor, grid: Grid) -> Tensor:
+    return scale.new_zeros((), dtype=grid.dtype)

@@ -32,6 +32,7 @@ from quantkit.cli.options import (
     say_next,
     table_of,
 )
+from quantkit.cli.sensitivity import ptq_within_and_say
 from quantkit.cli.steps import (
     EXAMPLE,
     finetune_and_say,
@@ -72,7 +73,11 @@ def finetune(
 @app.command()
 def ptq(
     run: RunArgument = "",
-    bits: Annotated[int, typer.Option(help="Bits of the weights: 8.")] = 8,
+    bits: Annotated[int, typer.Option(help="Bits of the weights: 8 or 4.")] = 8,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Points the score may fall: promote fragile parts until it holds."),
+    ] = None,
     recipe: Annotated[str, typer.Option(help="Quantize by this recipe, not the run's.")] = "",
     checkpoint: Annotated[
         Path | None, typer.Option(help="Any fine-tuned model folder instead of a run.")
@@ -86,11 +91,18 @@ def ptq(
     changes: Set = None,
 ) -> None:
     """Quantize a fine-tuned model after training, to a packed checkpoint and ONNX."""
+    if max_drop is not None:
+        from quantkit.precision import check_budget
+
+        check_budget(max_drop)
     if checkpoint is not None:
-        _ptq_checkpoint(checkpoint, texts, bits, recipe, runs, overwrite, changes)
+        _ptq_checkpoint(checkpoint, texts, bits, recipe, runs, overwrite, changes, data, max_drop)
         return
     chosen, resolved = run_and_recipe(run, runs, recipe, changes, bits)
-    ptq_and_say(resolved, chosen, data or chosen.data(), overwrite)
+    if max_drop is None:
+        ptq_and_say(resolved, chosen, data or chosen.data(), overwrite)
+    else:
+        ptq_within_and_say(resolved, chosen, data or chosen.data(), max_drop, overwrite)
     say_next(f'quantkit predict "{EXAMPLE}" --model {chosen.quantized_folder(resolved)}')
     say_next(f"quantkit bench {chosen.folder.name}")
 
@@ -145,6 +157,8 @@ def _ptq_checkpoint(
     runs: Path,
     overwrite: bool,
     changes: list[str] | None,
+    data: Path | None,
+    max_drop: float | None,
 ) -> None:
     from quantkit import pipeline
     from quantkit.recipe import Recipe, load_recipe, with_bits, with_changes
@@ -158,8 +172,14 @@ def _ptq_checkpoint(
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint.resolve().name).lstrip("-._") or "model"
     base = load_recipe(recipe) if recipe else Recipe(name, "none", str(checkpoint))
     resolved = with_bits(with_changes(base, changes_of(changes)), bits)
-    folder = run_named(runs, name).quantized_folder(resolved)
+    run = run_named(runs, name)
+    folder = run.quantized_folder(resolved)
     inputs = pipeline.read_inputs(texts, checkpoint)
-    made = pipeline.ptq_checkpoint(resolved, checkpoint, inputs, folder, overwrite=overwrite)
-    say_quantized(made)
+    if max_drop is None:
+        made = pipeline.ptq_checkpoint(resolved, checkpoint, inputs, folder, overwrite=overwrite)
+        say_quantized(made)
+    else:
+        ptq_within_and_say(
+            resolved, run, data, max_drop, overwrite, checkpoint=checkpoint, texts=inputs
+        )
     say_next(f'quantkit predict "{EXAMPLE}" --model {folder}')

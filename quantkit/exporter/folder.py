@@ -15,7 +15,7 @@ from quantkit import __version__
 from quantkit.checkpoint import length_limit, reachable_rows
 from quantkit.data.builtin import load_builtin
 from quantkit.encoder import describe, head_of, rolled_config
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, RecipeError
 from quantkit.exporter import recurrent
 from quantkit.exporter.batches import Arrays, gate_batches, sentence_batches
 from quantkit.exporter.bert import build
@@ -24,6 +24,7 @@ from quantkit.files import new_file, write_json
 from quantkit.modules import QuantEmbedding, QuantLinear
 from quantkit.recipe import Recipe, recipe_hash
 from quantkit.recurrent import RecurrentForSequenceClassification
+from quantkit.simulation import FakeQuantizer
 
 __all__ = ["Exported", "export"]
 
@@ -67,9 +68,11 @@ def export(
     Raises:
         ParityError: the file would not compute the model's answers.
         CheckpointError: a part of the model that the target cannot write, or 16-bit weights.
+        RecipeError: a simulation of full quantization.
     """
     folder = Path(folder)
     model.train(False)
+    _refuse_simulation(model)
     _check_dtype(model)
     limit = length_limit(model, tokenizer, max_length)
     pad, rows = _padding_and_rows(model)
@@ -89,6 +92,15 @@ def export(
     if not (folder / "tokenizer.json").is_file():
         tokenizer.save_pretrained(folder)
     return Exported(path, parity)
+
+
+def _refuse_simulation(model: PreTrainedModel) -> None:
+    if any(isinstance(module, FakeQuantizer) for module in model.modules()):
+        raise RecipeError(
+            "The model is a simulation of `activations.scope: all`, which no integer kernel runs. "
+            "Score it with quantkit.prediction.predict, or compare it with others by quantkit "
+            "study; to export, quantize with `scope: inputs`."
+        )
 
 
 def _check_dtype(model: PreTrainedModel) -> None:

@@ -3,14 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from quantkit.calibration import (
-    Batch,
-    InputStatistics,
-    collect_observed,
-    extremes,
-)
+from quantkit.calibration import Batch, InputStatistics, collect_observed, extremes
+from quantkit.calibrators import Observed
 from quantkit.encoder import SharedInput
 from quantkit.modules import InputQuantizer, TokenQuantizer
 from quantkit.numerics import (
@@ -20,9 +16,16 @@ from quantkit.numerics import (
     symmetric_grid,
 )
 from quantkit.ptq.smoothing import Smoothing
-from quantkit.recipe import Recipe
+from quantkit.recipe import Activations, Recipe
 
-__all__ = ["InputDecision", "Reader", "clipping_notes", "input_readers"]
+__all__ = [
+    "Calibrated",
+    "InputDecision",
+    "Reader",
+    "calibrated",
+    "clipping_notes",
+    "input_readers",
+]
 
 # Above this share of texts with a clipped token, a calibrator is suspected of cutting off
 # activations that the model needs.
@@ -35,7 +38,7 @@ class InputDecision:
 
     linears: tuple[str, ...]
     bits: int  # of the weights
-    alpha: float | None  # of SmoothQuant; None without smoothing
+    smoothing: float | None  # SmoothQuant's alpha, or the share of the range; None without
     folded: bool  # the smoothing vector moved into the producer
     low: float | None  # range of the grid, after smoothing; None where it is each token's own
     high: float | None
@@ -74,18 +77,38 @@ def input_readers(
     bounds = {shared: extremes(statistics[shared], multipliers[shared]) for shared in statistics}
     observed = collect_observed(model, bounds, multipliers, batches, slot.calibrator)
     readers = {}
-    unsigned, signed = asymmetric_grid(slot.bits), symmetric_grid(slot.bits)
     for shared, seen in observed.items():
-        low, high = slot.calibrator.range(seen, signed if slot.symmetric else unsigned)
-        if slot.symmetric:
-            scale, zero_point = scale_and_zero_point(low[0], high[0], signed)
-            zero_point = zero_point.to(unsigned.dtype) + centre(unsigned)
-        else:
-            scale, zero_point = scale_and_zero_point(low[0], high[0], unsigned)
-        clipped = 0.0 if seen.histogram is None else seen.histogram.clipped_texts(low, high)
-        quantizer = InputQuantizer(scale, zero_point, left[shared], slot.bits)
-        readers[shared] = Reader(quantizer, float(low), float(high), clipped)
+        found = calibrated(seen, slot, symmetric=slot.symmetric)
+        quantizer = InputQuantizer(found.scale[0], found.zero_point[0], left[shared], slot.bits)
+        low, high = float(found.low), float(found.high)
+        readers[shared] = Reader(quantizer, low, high, found.clipped_texts)
     return readers
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The chosen ranges of a tensor and what follows from them; each Tensor is [n]."""
+
+    low: Tensor
+    high: Tensor
+    scale: Tensor  # float32
+    zero_point: Tensor  # uint8
+    clipped_texts: float  # share of texts with a value outside, where texts were counted
+
+
+def calibrated(seen: Observed, slot: Activations, *, symmetric: bool) -> Calibrated:
+    """The ranges that the slot's calibrator chooses, and their unsigned grids.
+
+    A symmetric grid is the unsigned one around its `numerics.centre`, 128 of 8 bits.
+    """
+    unsigned, signed = asymmetric_grid(slot.bits), symmetric_grid(slot.bits)
+    low, high = slot.calibrator.range(seen, signed if symmetric else unsigned)
+    scale, zero_point = scale_and_zero_point(low, high, signed if symmetric else unsigned)
+    if symmetric:
+        zero_point = zero_point.to(unsigned.dtype) + centre(unsigned)
+    counted = seen.histogram is not None and len(low) == 1
+    clipped = seen.counted().clipped_texts(low, high) if counted else 0.0
+    return Calibrated(low, high, scale, zero_point, clipped)
 
 
 def clipping_notes(decisions: Sequence[InputDecision], recipe: Recipe) -> list[str]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from quantkit.calibration import Batch, collect_statistics
 from quantkit.encoder import SharedInput, describe, unroll
-from quantkit.errors import CheckpointError, DataError
+from quantkit.errors import CheckpointError, DataError, RecipeError
 from quantkit.placement import Plan, decide, quantized_calls, quantized_inputs, swap
 from quantkit.ptq.embeddings import embeddings
 from quantkit.ptq.inputs import InputDecision, clipping_notes, input_readers
@@ -48,6 +48,7 @@ def quantize(
     word_counts: Tensor | None = None,
     store: LayerStore | None = None,
     progress: Progress | None = None,
+    fold: bool = True,
 ) -> Quantized:
     """Quantize a float encoder with its head; `model` itself is left as it is.
 
@@ -64,13 +65,17 @@ def quantize(
             it decides which rows of a 4-bit table keep 8 bits. Default: in the calibration.
         store: where finished layers are kept, so that a killed run can go on; default: nowhere.
         progress: told what is done, how many are done, and of how many.
+        fold: let the value projection do the smoothing of attention's output, where it can.
+            Without, every Linear can be exchanged for the float one by itself.
 
     Raises:
         CheckpointError: weights or activations that are not finite, or an unknown family.
         DataError: no calibration batch, or token ids beyond `reachable_rows`.
-        RecipeError: a skip pattern that matches nothing, or a group that fits no layer.
+        RecipeError: a skip pattern that matches nothing, a group that fits no layer, or
+            `activations.scope: all`, which `quantkit.simulation` is for.
     """
     recipe = recipe or Recipe(name="default", task="none", model="none")
+    _refuse_simulation(recipe)
     store, say = store or LayerStore(None), progress or (lambda *_: None)
     check_finite(model)
     unrolled = unroll(model)
@@ -78,36 +83,58 @@ def quantize(
     plan = decide(encoder, recipe)
     batches = list(calibration)
     _check_ids(batches, reachable_rows)
-    store.open(fingerprint(recipe_hash(recipe), unrolled, batches))
+    store.open(fingerprint(f"{recipe_hash(recipe)} {fold}", unrolled, batches))
     inputs, calls = quantized_inputs(encoder, plan), quantized_calls(encoder, plan)
     say("reading inputs", 0, len(inputs))
     statistics = collect_statistics(unrolled, inputs, batches, recipe.calibration.seed)
-    smoothing = smooth(unrolled, calls, statistics, plan, recipe)
+    smoothing = smooth(unrolled, calls, statistics, plan, recipe, fold=fold)
     readers = input_readers(unrolled, statistics, smoothing, batches, recipe)
-    maker = WeightMaker(unrolled, plan, recipe, statistics, smoothing, readers, batches, store, say)
-    linears = maker.modules(calls)
     counts = _counts(batches, unrolled, encoder.embedding.words, word_counts)
     tables, trimmed = embeddings(unrolled, encoder, plan, recipe, reachable_rows, counts)
+    linears = [name for shared in inputs for name in shared.linears]
+    result = _copy_without(unrolled, [*linears, *tables])
+    swap(result, tables)
+    WeightMaker(
+        unrolled,
+        result,
+        encoder,
+        plan,
+        recipe,
+        statistics,
+        smoothing,
+        readers,
+        batches,
+        store,
+        say,
+    ).fill(calls)
     decisions = tuple(
         InputDecision(
             shared.linears,
             plan.bits(shared.linears[0]) or 0,
-            smoothing[shared].alpha,
+            smoothing[shared].setting,
             smoothing[shared].folded,
             readers[shared].low,
             readers[shared].high,
             readers[shared].clipped_texts,
-            _error(unrolled, shared, statistics[shared].rows, smoothing, linears),
+            _error(unrolled, result, shared, statistics[shared].rows, smoothing),
         )
         for shared in inputs
     )
-    result = _copy_without(unrolled, {**linears, **tables})
-    swap(result, {**linears, **tables})
     nn.Module.float(result)  # what stays in float; checkpoints are often loaded in 16 bits
     if trimmed:
         result.config.vocab_size -= trimmed
     notes = tuple(clipping_notes(decisions, recipe))
     return Quantized(result.train(False), plan, recipe, decisions, notes, trimmed)
+
+
+def _refuse_simulation(recipe: Recipe) -> None:
+    if recipe.activations.scope == "all":
+        raise RecipeError(
+            "activations.scope is 'all': a model with every tensor on a grid can be measured, but "
+            "no integer kernel runs it and no file holds it. Compare it with others by quantkit "
+            "study, or from Python by quantkit.simulation.simulate; what is deployed has "
+            "`scope: inputs`."
+        )
 
 
 def check_finite(model: nn.Module) -> None:
@@ -150,10 +177,10 @@ def _counts(batches: Sequence[Batch], model: nn.Module, words: str, given: Tenso
 @torch.inference_mode()
 def _error(
     model: nn.Module,
+    quantized: nn.Module,
     shared: SharedInput,
     rows: Tensor,
     smoothing: Mapping[SharedInput, Smoothing],
-    modules: Mapping[str, nn.Module],
 ) -> float:
     """Mean relative squared error of the products of one input's rows [n, in]."""
     own, factors = smoothing[shared], folds(smoothing)
@@ -161,7 +188,7 @@ def _error(
     read = rows * own.multiplier if own.folded and own.multiplier is not None else rows
     found, exact = [], []
     for name in shared.linears:
-        found.append(modules[name](read))
+        found.append(quantized.get_submodule(name)(read))
         linear = linear_of(model, name)
         bias = None if linear.bias is None else linear.bias.float()
         product = nn.functional.linear(rows, linear.weight.float(), bias)
@@ -172,7 +199,7 @@ def _error(
     return float((residual / energy).mean())
 
 
-def _copy_without(model: PreTrainedModel, replaced: Mapping[str, nn.Module]) -> PreTrainedModel:
+def _copy_without(model: PreTrainedModel, replaced: Sequence[str]) -> PreTrainedModel:
     """A deep copy that shares the tensors of modules about to be replaced: no memory twice."""
     shared = [p for name in replaced for p in model.get_submodule(name).parameters()]
     return copy.deepcopy(model, {id(parameter): parameter for parameter in shared})

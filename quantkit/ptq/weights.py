@@ -1,11 +1,14 @@
 """Integers of the Linears: scales, codes, and the bias that goes with them."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from quantkit.algorithms.bias_correction import corrected_bias
+from quantkit.algorithms.compensation import compensated
 from quantkit.algorithms.weight_range import (
     absmax_scale,
     least_squares_scale,
@@ -13,13 +16,13 @@ from quantkit.algorithms.weight_range import (
     two_level_scales,
 )
 from quantkit.calibration import Batch, InputStatistics
-from quantkit.encoder import SharedInput
+from quantkit.encoder import EncoderPlan, LayerPlan, SharedInput
 from quantkit.errors import RecipeError
 from quantkit.integers import Integers
 from quantkit.modules import QuantLinear
-from quantkit.moments import InputMoments, collect_moments, in_turns
+from quantkit.moments import InputMoments, MomentCollector, in_turns
 from quantkit.numerics import symmetric_grid
-from quantkit.placement import Plan
+from quantkit.placement import Plan, swap
 from quantkit.ptq.inputs import Reader
 from quantkit.ptq.resume import LayerStore
 from quantkit.ptq.smoothing import Smoothing, folds, linear_of
@@ -43,9 +46,15 @@ class _Weight:
 
 @dataclass(frozen=True)
 class WeightMaker:
-    """Makes the quantized Linears of a model, one shared input after the other."""
+    """Makes the quantized Linears of a model, one weight after the other.
+
+    `working` is the model that they are put into: with compensation the layers to come are
+    fitted to what it computes so far.
+    """
 
     model: nn.Module
+    working: nn.Module
+    encoder: EncoderPlan
     plan: Plan
     recipe: Recipe
     statistics: Mapping[SharedInput, InputStatistics]
@@ -55,10 +64,9 @@ class WeightMaker:
     store: LayerStore
     progress: Progress
 
-    def modules(self, calls: Sequence[tuple[SharedInput, ...]]) -> dict[str, nn.Module]:
-        """A QuantLinear for every Linear of `calls`; those of the same weights share tensors."""
+    def fill(self, calls: Sequence[tuple[SharedInput, ...]]) -> None:
+        """Put a QuantLinear in the place of every Linear; those of the same weights share."""
         factors = folds(self.smoothing)
-        modules: dict[str, nn.Module] = {}
         for done, (together, weights) in enumerate(self._weights(calls)):
             for at, weight in enumerate(weights):
                 factor = factors.get(together[0].linears[at])
@@ -69,11 +77,9 @@ class WeightMaker:
                     bias = None if bias is None else bias * factor
                 for shared in together:
                     reader = self.readers[shared]
-                    modules[shared.linears[at]] = QuantLinear(
-                        integers, bias, reader.quantizer, owner=at == 0
-                    )
+                    module = QuantLinear(integers, bias, reader.quantizer, owner=at == 0)
+                    swap(self.working, {shared.linears[at]: module})
             self.progress("rounding", done + 1, len(calls))
-        return modules
 
     def _weights(
         self, calls: Sequence[tuple[SharedInput, ...]]
@@ -86,52 +92,84 @@ class WeightMaker:
                 missing.append(together)
             else:
                 yield together, _restored(found, self._bits(together), len(together[0].linears))
-        widths = {shared: len(self.statistics[shared].low) for shared in self.statistics}
-        size = sum(4 * parameter.numel() for parameter in self.model.parameters())
-        needs = self.recipe.rounding.needs_hessian or self.recipe.bias_correction
-        turns = in_turns(missing, widths, int(HESSIAN_SHARE * size)) if needs else iter([missing])
-        for turn in turns:
-            moments = self._moments(turn) if needs else {}
+        for turn in self._turns(missing):
+            moments = self._moments(turn)
+            made = []
             for together in turn:
                 weights = self._made(together, [moments.pop(s) for s in together if s in moments])
                 self.store.put(together[0].linears[0], _storable(weights))
-                yield together, weights
+                made.append((together, weights))
+            # Not earlier: the moments of a turn are those of Linears that are still float.
+            yield from made
+
+    def _turns(
+        self, calls: Sequence[tuple[SharedInput, ...]]
+    ) -> Iterator[Sequence[tuple[SharedInput, ...]]]:
+        """Weights whose moments are read in one pass."""
+        if self.recipe.compensation is not None:
+            yield from _by_layer(calls, self.encoder)
+        elif self._needs_moments:
+            size = sum(4 * parameter.numel() for parameter in self.model.parameters())
+            yield from in_turns(calls, self._widths, int(HESSIAN_SHARE * size))
+        else:
+            yield calls
+
+    @property
+    def _needs_moments(self) -> bool:
+        recipe = self.recipe
+        asked = recipe.rounding.needs_hessian or recipe.bias_correction
+        return asked or recipe.compensation is not None
+
+    @property
+    def _widths(self) -> dict[SharedInput, int]:
+        return {shared: len(seen.low) for shared, seen in self.statistics.items()}
 
     def _moments(self, turn: Sequence[tuple[SharedInput, ...]]) -> dict[SharedInput, InputMoments]:
+        if not self._needs_moments:
+            return {}
         inputs = [shared for together in turn for shared in together]
-        self.progress("reading second moments", 0, len(inputs))
-        return collect_moments(
+        collector = MomentCollector(
             self.model,
-            inputs,
             {shared: self.smoothing[shared].multiplier for shared in inputs},
             {shared: self.readers[shared].quantizer for shared in inputs},
             self.batches,
         )
+        working = None if self.recipe.compensation is None else self.working
+        return collector.collect(inputs, self._widths, working)
 
     def _made(
         self, together: tuple[SharedInput, ...], moments: Sequence[InputMoments]
     ) -> list[_Weight]:
         """The Linears of one weight; several calls of it count alike."""
         hessian = _mean([each.hessian for each in moments])
-        vector = self.smoothing[together[0]].vector
         importance = self._importance(together) if hessian is None else hessian.diagonal()
         made = []
         for name in together[0].linears:
             linear = linear_of(self.model, name)
             weight = linear.weight.detach().float()
+            vector = self.smoothing[together[0]].vector
             weight = weight if vector is None else weight * vector
-            integers = rounded(name, weight, self._bits(together), self.recipe, importance, hessian)
+            target = self._target(weight, hessian, moments)
+            integers = rounded(name, target, self._bits(together), self.recipe, importance, hessian)
             bias = None if linear.bias is None else linear.bias.detach().float().clone()
-            if self.recipe.bias_correction:
-                means = _mean([each.mean for each in moments])
-                quantized = _mean([each.quantized_mean for each in moments])
-                if means is not None and quantized is not None:
-                    from quantkit.algorithms.bias_correction import corrected_bias
-
-                    after = integers.dequantized()
-                    bias = corrected_bias(bias, weight, after, means, quantized)
+            if self.recipe.bias_correction or self.recipe.compensation is not None:
+                exact, read = (
+                    torch.stack(means).mean(0)
+                    for means in ([m.mean for m in moments], [m.read_mean for m in moments])
+                )
+                bias = corrected_bias(bias, weight, integers.dequantized(), exact, read)
             made.append(_Weight(integers, bias))
         return made
+
+    def _target(
+        self, weight: Tensor, hessian: Tensor | None, moments: Sequence[InputMoments]
+    ) -> Tensor:
+        """What the codes are to come near to."""
+        slot = self.recipe.compensation
+        cross = _mean([each.cross for each in moments if each.cross is not None])
+        if slot is None or hessian is None or cross is None:
+            return weight
+        return compensated(weight, cross, hessian, slot.damping)
 
     def _bits(self, together: Sequence[SharedInput]) -> int:
         bits = self.plan.bits(together[0].linears[0])
@@ -174,6 +212,19 @@ def rounded(
     else:
         scale = absmax_scale(weight, grid)
     return Integers.of(recipe.rounding.round(weight, scale, grid, hessian), scale, bits)
+
+
+def _by_layer(
+    calls: Sequence[tuple[SharedInput, ...]], encoder: EncoderPlan
+) -> Iterator[list[tuple[SharedInput, ...]]]:
+    """`calls` in order, those of one encoder layer together, and each other one alone."""
+    layers = {shared: layer for layer in encoder.layers for shared in layer.inputs}
+
+    def place(together: tuple[SharedInput, ...]) -> LayerPlan | SharedInput:
+        return layers.get(together[0], together[0])
+
+    for _, part in itertools.groupby(calls, key=place):
+        yield list(part)
 
 
 def check_group(name: str, width: int, group: int, slot: str) -> None:
