@@ -105,6 +105,7 @@ def test_percentile_by_hand() -> None:
     assert float(high) == pytest.approx(9950.0, abs=3.0)
 
 
+@settings(deadline=None)
 @given(TEXTS, st.sampled_from([1, 2, 4]))
 def test_percentile_100_is_minmax(texts: Tensor, groups: int) -> None:
     low, high = _range(list(texts), Percentile(100.0), groups=groups)
@@ -126,6 +127,7 @@ def test_moving_average_by_hand() -> None:
     assert (float(observed.low), float(observed.high)) == (-3.0, 8.0)
 
 
+@settings(deadline=None)
 @given(TEXTS, st.sampled_from([1, 2, 4]))
 def test_momentum_0_is_the_last_batch(texts: Tensor, groups: int) -> None:
     observed = _observe(list(texts), MovingAverage(0.0), groups, batch=1)
@@ -135,6 +137,7 @@ def test_momentum_0_is_the_last_batch(texts: Tensor, groups: int) -> None:
     assert torch.equal(high, rows.amax(1))
 
 
+@settings(deadline=None)
 @given(TEXTS, st.floats(0.0, 0.99))
 def test_one_batch_is_its_own_average(texts: Tensor, momentum: float) -> None:
     observed = _observe(list(texts), MovingAverage(momentum), batch=8)
@@ -315,6 +318,7 @@ def test_entropy_is_nearly_as_good_as_all_pairs(name: str) -> None:
     assert float(found) <= 1.02 * best + 1e-9
 
 
+@settings(deadline=None)
 @given(
     hnp.arrays(np.float32, st.integers(2, 300), elements=st.floats(-50, 50, width=32)),
     st.floats(0.0, 1.0),

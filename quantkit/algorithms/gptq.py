@@ -40,7 +40,8 @@ STRONGEST = 1.0  # damping at which a factorization that still fails is given up
 class Gptq:
     """GPTQ, then coordinate descent; a row whose nearest codes are better keeps those.
 
-    On 4 bits and a real encoder's inputs the error falls to 0.10 to 0.24 of nearest's.
+    On a real 6-layer encoder at 4 bits the error on texts not seen falls to 0.16 to 0.35 of
+    nearest's. A matrix of BERT-base's widest kind [768, 3072] takes 4 s on one core.
     """
 
     damping: Annotated[float, Field(gt=0.0, le=STRONGEST)] = 0.01  # of the mean diagonal

@@ -56,7 +56,7 @@ def bert_logits(
         powers = np.exp(scores - scores.max(-1, keepdims=True))
         shares = powers / powers.sum(-1, keepdims=True)
         shares = on_grid(f"{inside}.quantizers.probabilities", shares)
-        return (shares @ value).transpose(0, 2, 1, 3).reshape(texts, tokens, width)
+        return np.asarray((shares @ value).transpose(0, 2, 1, 3).reshape(texts, tokens, width))
 
     tables = "bert.embeddings"
     positions = matrix(f"{tables}.position_embeddings")[: ids.shape[1]]
@@ -78,6 +78,6 @@ def bert_logits(
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """x times the normal distribution's integral up to x."""
+    """X times the normal distribution's integral up to x."""
     integral = np.vectorize(lambda value: 0.5 * (1.0 + math.erf(value / math.sqrt(2.0))))
     return np.asarray(x * integral(x))
