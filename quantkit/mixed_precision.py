@@ -218,7 +218,7 @@ class _Trial:
 
 def _budget(answers: FloatAnswers, sources: Sources, max_drop: float) -> Budget:
     """By score where the validation rows tell so small a drop from chance; else by divergence."""
-    resolution = resolution_of(answers.change(sources.low.model))
+    resolution = resolution_of(answers.change(sources.low.model), answers.rows)
     power = divergence_power(answers.head)
     if max_drop > resolution:
         return Budget(max_drop, resolution, power=power)
@@ -227,7 +227,9 @@ def _budget(answers: FloatAnswers, sources: Sources, max_drop: float) -> Budget:
         wholes.append(sources.high())
     models = [unit.closeness for unit in sources.at_low.units]
     models += [answers.closeness(whole.model) for whole in wholes]
-    return Budget(max_drop, resolution, fitted_factor(models, power), power, len(models))
+    return Budget(
+        max_drop, resolution, fitted_factor(models, power, answers.rows), power, len(models)
+    )
 
 
 def _ranked(units: Iterable[UnitSensitivity], cost: Callable[[UnitSensitivity], int]) -> list[str]:

@@ -154,8 +154,8 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
     """The recipe with weights and word embeddings at `bits` bits.
 
     A recipe that has these bits already stays as it is. Otherwise it gets what measured best:
-    for 4 bits two-level groups, outlier scaling, GPTQ and compensation, for 8 bits one scale
-    per channel, SmoothQuant and nearest.
+    for 4 bits two-level groups, outlier scaling and GPTQ, for 8 bits one scale per channel,
+    SmoothQuant and nearest.
 
     Raises:
         RecipeError: a number of bits that is not supported.
@@ -169,7 +169,6 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
             "embeddings.per": "group",
             "smoothing": {"name": "outlier-scaling"},
             "rounding": {"name": "gptq"},
-            "compensation": {},
         }
     else:
         values |= {
@@ -177,7 +176,6 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
             "embeddings.per": "row",
             "smoothing": {"name": "smoothquant"},
             "rounding": {"name": "nearest"},
-            "compensation": None,
         }
     return with_changes(recipe, values)
 

@@ -42,7 +42,7 @@ from quantkit.runs import Run
 from quantkit.runtime import find_onnx, load
 from quantkit.simulation import simulate
 
-__all__ = ["Study", "load_study", "run_study", "study_rows", "unit_file"]
+__all__ = ["Study", "load_study", "method_scores", "run_study", "study_rows", "unit_file"]
 
 Changes = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # of files and folders
@@ -174,14 +174,14 @@ def _unit(study: Study, recipe: Recipe, run: Run, data: Path | None) -> dict[str
     if not (run.float_folder / "onnx" / "model.onnx").is_file():
         pipeline.export_float(run.float_folder, recipe)
     outputs = {"float": load(run.float_folder).outputs(inputs_of(test, task.head))}
-    scores = {"float": _scores(task.head, references, outputs["float"], None, run.float_folder)}
+    scores = {"float": method_scores(task.head, references, outputs["float"], None, run.float_folder)}
     seconds = {}
     for method in study.methods:
         started = time.perf_counter()
         changed = study.method(recipe, method)
         folder = None if _is_simulated(changed) else run.folder / method
         answers = _answers(changed, run.float_folder, folder, task)
-        scores[method] = _scores(task.head, references, answers, outputs["float"], folder)
+        scores[method] = method_scores(task.head, references, answers, outputs["float"], folder)
         seconds[method] = time.perf_counter() - started
     training = {k: v for k, v in run.training().items() if k != "curve"}
     return {
@@ -221,7 +221,7 @@ def _answers(recipe: Recipe, checkpoint: Path, folder: Path | None, task: TaskDa
     return predict(simulated.model, encoded, pad_token_id=int(tokenizer.pad_token_id or 0))
 
 
-def _scores(
+def method_scores(
     head: Head,
     references: Answers,
     outputs: Outputs,

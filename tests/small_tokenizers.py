@@ -4,7 +4,11 @@ from collections.abc import Callable
 from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerBase, RobertaTokenizerFast, XLMRobertaTokenizerFast
+from transformers import (  # type: ignore[attr-defined]  # the type stubs lack the last one
+    PreTrainedTokenizerBase,
+    RobertaTokenizerFast,
+    XLMRobertaTokenizerFast,
+)
 
 from quantkit.data.builtin import load_builtin
 from quantkit.data.tokenizer import train_wordpiece
@@ -53,7 +57,8 @@ def unigram() -> PreTrainedTokenizerBase:
         pair="<s> $A </s> </s> $B </s>",
         special_tokens=[("<s>", 0), ("</s>", 2)],
     )
-    return XLMRobertaTokenizerFast(tokenizer_object=backend)
+    tokenizer: PreTrainedTokenizerBase = XLMRobertaTokenizerFast(tokenizer_object=backend)
+    return tokenizer
 
 
 TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {

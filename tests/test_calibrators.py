@@ -114,6 +114,14 @@ def test_percentile_100_is_minmax(texts: Tensor, groups: int) -> None:
     assert torch.equal(high, rows.amax(1))
 
 
+def test_an_end_that_is_tiny_beside_the_other_is_not_lost() -> None:
+    values = torch.tensor([[-100.0], [1e-20]])
+    for calibrator in (MinMax(), Percentile(100.0)):
+        low, high = _range([values], calibrator)
+        assert (float(low), float(high)) == (-100.0, float(values[1]))
+    assert float(_filled(values).edges[0, -1]) == float(values[1])
+
+
 def test_moving_average_by_hand() -> None:
     # Three batches; the highs are 4, 8, 0: 0.5 * 4 + 0.5 * 8 = 6, then 0.5 * 6 + 0.5 * 0 = 3.
     texts = [

@@ -81,10 +81,13 @@ def test_where_more_promotions_do_harm_the_result_is_still_accepted() -> None:
 
 
 def test_the_budget_by_hand() -> None:
-    assert resolution_of(Interval(-0.004, -0.014, 0.006)) == pytest.approx(1.0)
+    assert resolution_of(Interval(-0.004, -0.014, 0.006), 200) == pytest.approx(1.0)
+    assert resolution_of(Interval(0.0, 0.0, 0.0), 200) == pytest.approx(1.5)
     models = [Closeness(None, 0.0, 0.0, 1.0), Closeness(None, 0.0, 0.0, 4.0)]
-    assert fitted_factor(models, 0.5) == pytest.approx(3 / 5)  # (1, 1) and (2, 1)
-    assert fitted_factor([Closeness(None, 1.0, 0.0, 0.0)], 0.5) == 0.0
+    assert fitted_factor(models, 0.5, 200) == pytest.approx(3 / 5)  # (1, 1) and (2, 1)
+    assert fitted_factor([Closeness(None, 1.0, 0.0, 0.0)], 0.5, 200) == 0.0
+    unseen = [Closeness(None, 1.0, 0.0, 0.04), Closeness(None, 1.0, 0.0, 0.01)]
+    assert fitted_factor(unseen, 0.5, 200) == pytest.approx(0.015 / 0.2)
     by_texts = Budget(1.0, 2.0, factor=0.5)
     assert by_texts.limit == pytest.approx(0.0004)
     assert by_texts.accepts(0.00039)
@@ -227,11 +230,11 @@ def test_a_narrow_budget_is_decided_by_texts(
     mixed = search(bert, answers, sources, 2.0)
     budget = mixed.budget
     assert not budget.by_score
-    assert budget.resolution == resolution_of(answers.change(sources.low.model)) > 2.0
+    assert budget.resolution == resolution_of(answers.change(sources.low.model), 60) > 2.0
     assert budget.models == len(sources.at_low.units) + 2
     units = [unit.closeness for unit in sources.at_low.units]
     wholes = [answers.closeness(each.model) for each in (sources.low, sources.high())]
-    assert budget.factor == pytest.approx(fitted_factor([*units, *wholes], 0.5))
+    assert budget.factor == pytest.approx(fitted_factor([*units, *wholes], 0.5, 60))
     assert mixed.measured <= budget.limit
     summary, rule = mixed.notes(answers)
     assert f"{len(mixed.eight)} of 10 units were promoted to 8 bits" in summary

@@ -25,6 +25,10 @@ from tests.cli import (
 )
 
 SEEDS = (3, 4)
+METHODS = {
+    "full": {"activations.scope": "all", "smoothing": {"name": "none"}},
+    "half": {"smoothing.alpha": 0.5},
+}
 VALUES = {**TRAINING, **BENCH, "finetune.epochs": 1, "finetune.save_every": 1}
 
 
@@ -74,7 +78,9 @@ def place(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, str]:
     """The whole study by the command, and what that said."""
-    place = Place(tmp_path_factory.mktemp("study"), checkpoint(tmp_path_factory.getbasetemp()))
+    model = checkpoint(tmp_path_factory.getbasetemp())
+    place = Place(tmp_path_factory.mktemp("study"), model)
+    place.write(changes={**VALUES, "model": str(model)}, methods=METHODS)
     return place, succeed(*_command(place))
 
 
@@ -95,23 +101,37 @@ def test_every_unit_is_a_file(done: tuple[Place, str]) -> None:
         assert name == f"{unit['study']}_{unit['recipe_name']}_{unit['seed']}"
         assert unit["recipe"]["finetune"]["seed"] == unit["seed"]
         assert unit["recipe"]["smoothing"]["alpha"] == "auto"  # the method's change is not in it
-        assert list(unit["scores"]) == ["float", "half"]
-        assert unit["methods"] == {"half": {"smoothing.alpha": 0.5}}
+        assert list(unit["scores"]) == ["float", "full", "half"]
+        assert unit["methods"] == METHODS
         assert unit["test_rows"] == {"nergrit": 12, "wrete": 25}[unit["task"]]
         assert 0 < unit["scores"]["half"]["bytes"] < unit["scores"]["float"]["bytes"]
+        assert unit["scores"]["full"]["bytes"] is None  # simulated: there is no file
         assert unit["training"]["steps"] == {"nergrit": 1, "wrete": 2}[unit["task"]]
 
 
 def test_changes_are_those_of_the_scores(done: tuple[Place, str]) -> None:
     for unit in done[0].units().values():
-        plain, half = unit["scores"]["float"], unit["scores"]["half"]
+        plain, *others = unit["scores"].values()
         main = {"nergrit": "chunk_f1", "wrete": "macro_f1"}[unit["task"]]
         assert unit["main"] == main
-        difference = half[main]["value"] - plain[main]["value"]
-        assert half["change"]["value"] == pytest.approx(difference)
-        assert half["change"]["low"] <= difference <= half["change"]["high"]
-        assert 0.0 <= half["agreement"] <= 1.0
+        for other in others:
+            difference = other[main]["value"] - plain[main]["value"]
+            assert other["change"]["value"] == pytest.approx(difference)
+            assert other["change"]["low"] <= difference <= other["change"]["high"]
+            assert 0.0 <= other["agreement"] <= 1.0
         assert {"change", "agreement"}.isdisjoint(plain)
+
+
+def test_the_table_says_what_is_simulated(done: tuple[Place, str]) -> None:
+    head = next(line for line in done[1].splitlines() if line.startswith("| recipe"))
+    assert head.split(" | ")[4:] == [
+        "full (simulated): %",
+        "full (simulated): change",
+        "full (simulated): labels equal, %",
+        "half: %",
+        "half: change",
+        "half: labels equal, % |",
+    ]
 
 
 def test_a_second_run_makes_nothing(done: tuple[Place, str]) -> None:

@@ -40,8 +40,8 @@ STRONGEST = 1.0  # damping at which a factorization that still fails is given up
 class Gptq:
     """GPTQ, then coordinate descent; a row whose nearest codes are better keeps those.
 
-    On a real 6-layer encoder at 4 bits the error on texts not seen falls to 0.16 to 0.35 of
-    nearest's. A matrix of BERT-base's widest kind [768, 3072] takes 4 s on one core.
+    At 4 bits on a real 6-layer encoder, each kind of Linear by itself, the error on texts not
+    seen falls to 0.16 to 0.36 of nearest's. A matrix of BERT-base's widest kind [768, 3072] takes 4 s on one core.
     """
 
     damping: Annotated[float, Field(gt=0.0, le=STRONGEST)] = 0.01  # of the mean diagonal

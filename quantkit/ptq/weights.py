@@ -1,6 +1,5 @@
 """Integers of the Linears: scales, codes, and the bias that goes with them."""
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from quantkit.algorithms.weight_range import (
     two_level_scales,
 )
 from quantkit.calibration import Batch, InputStatistics
-from quantkit.encoder import EncoderPlan, LayerPlan, SharedInput
+from quantkit.encoder import SharedInput
 from quantkit.errors import RecipeError
 from quantkit.integers import Integers
 from quantkit.modules import QuantLinear
@@ -54,7 +53,6 @@ class WeightMaker:
 
     model: nn.Module
     working: nn.Module
-    encoder: EncoderPlan
     plan: Plan
     recipe: Recipe
     statistics: Mapping[SharedInput, InputStatistics]
@@ -107,7 +105,9 @@ class WeightMaker:
     ) -> Iterator[Sequence[tuple[SharedInput, ...]]]:
         """Weights whose moments are read in one pass."""
         if self.recipe.compensation is not None:
-            yield from _by_layer(calls, self.encoder)
+            # One by one: a weight must not make up for what one before it in the same layer
+            # will have made up for. Layer by layer, the logits lost 3 dB instead of gaining 2.
+            yield from ([together] for together in calls)
         elif self._needs_moments:
             size = sum(4 * parameter.numel() for parameter in self.model.parameters())
             yield from in_turns(calls, self._widths, int(HESSIAN_SHARE * size))
@@ -212,19 +212,6 @@ def rounded(
     else:
         scale = absmax_scale(weight, grid)
     return Integers.of(recipe.rounding.round(weight, scale, grid, hessian), scale, bits)
-
-
-def _by_layer(
-    calls: Sequence[tuple[SharedInput, ...]], encoder: EncoderPlan
-) -> Iterator[list[tuple[SharedInput, ...]]]:
-    """`calls` in order, those of one encoder layer together, and each other one alone."""
-    layers = {shared: layer for layer in encoder.layers for shared in layer.inputs}
-
-    def place(together: tuple[SharedInput, ...]) -> LayerPlan | SharedInput:
-        return layers.get(together[0], together[0])
-
-    for _, part in itertools.groupby(calls, key=place):
-        yield list(part)
 
 
 def check_group(name: str, width: int, group: int, slot: str) -> None:

@@ -1,0 +1,336 @@
+"""What post-training quantization costs: quantkit's settings beside other tools, one checkpoint.
+
+    python benchmarks/ptq_accuracy.py --task nergrit --seed 0 --model FOLDER --data FOLDER \
+        --peers-python PEERS/bin/python
+
+A unit is one (task, seed): the float model is fine-tuned once, or taken from `--runs` if it is
+there, and every method starts from it. One JSON per unit lies in benchmarks/results; a unit that
+has one is left alone. Without `--task` all units are made; then, and with `--summary`, means and
+bars over the units that are there are printed.
+
+Searches of every tool see training and validation rows only. Where a tool has several
+calibrations or algorithms, the one with the best validation score is the tool's result.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import RESULTS, Bar, finish, table
+from peers import Row, write_rows
+
+from quantkit import pipeline
+from quantkit.answers import decisions
+from quantkit.batching import Encoded, encode_unlabelled
+from quantkit.calibration_texts import calibration_batches
+from quantkit.checkpoint import length_limit, load_float, reachable_rows, takes_token_types
+from quantkit.data import TaskData, inputs_of, load_task, references_of
+from quantkit.files import read_json, write_json
+from quantkit.measure import environment
+from quantkit.metrics import MAIN, main_score
+from quantkit.prediction import Outputs, outputs_of, predict
+from quantkit.recipe import Recipe, load_recipe, with_bits, with_changes
+from quantkit.runs import Run
+from quantkit.runtime import load
+from quantkit.simulation import simulate
+from quantkit.study import method_scores
+
+TASKS = ("smsa", "emot", "hoasa", "nergrit", "posp", "terma")
+LABELLING = ("nergrit", "posp", "terma")
+SEEDS = (0, 1, 2)
+FINETUNE = {"finetune.lr": 1e-4, "finetune.precision": "bf16"}
+NAIVE = {"smoothing": {"name": "none"}, "rounding": {"name": "nearest"}}
+TENSOR = {**NAIVE, "weights.per": "tensor"}
+
+# Changes to the task's recipe at so many bits.
+OWN: Mapping[str, tuple[int, Mapping[str, Any]]] = {
+    "naive w8a8": (8, TENSOR),
+    "naive w8a8, all activations": (8, {**TENSOR, "activations.scope": "all"}),
+    "w8a8": (8, {}),
+    "naive w4a8": (4, {**NAIVE, "weights.per": "channel", "embeddings": {"bits": 8}}),
+    "w4a8": (4, {}),
+    "w4a16": (4, {"activations.bits": 16}),
+    "w4a4": (4, {"activations.bits": 4}),
+}
+# Of each tool's variants the best on validation rows counts.
+PEERS: Mapping[str, Sequence[str]] = {
+    "onnxruntime dynamic int8": ("ort-dynamic",),
+    "onnxruntime static int8": (
+        "ort-static-minmax",
+        "ort-static-entropy",
+        "ort-static-percentile",
+    ),
+    "NNCF int8": ("nncf-int8",),
+    "torchao int8 dynamic": ("torchao-int8-dynamic",),
+    "torchao int8 weights": ("torchao-int8-weight-only",),
+    "onnxruntime 4-bit nearest": ("ort-4bit-nearest",),
+    "onnxruntime 4-bit, best algorithm": ("ort-4bit-hqq", "ort-4bit-kquant", "ort-4bit-gptq"),
+    "torchao int4 weights": ("torchao-int4-weight-only",),
+}
+# What each of quantkit's settings is to be compared with: the same integers.
+RIVALS = {
+    "w8a8": (
+        "onnxruntime dynamic int8",
+        "onnxruntime static int8",
+        "NNCF int8",
+        "torchao int8 dynamic",
+    ),
+    "w4a16": (
+        "onnxruntime 4-bit nearest",
+        "onnxruntime 4-bit, best algorithm",
+        "torchao int4 weights",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One fine-tuned model with everything that it is judged on."""
+
+    task: TaskData
+    recipe: Recipe
+    run: Run
+    encoded: Mapping[str, Encoded]  # by split
+
+    @classmethod
+    def make(cls, task: str, seed: int, options: argparse.Namespace) -> "Unit":
+        """Fine-tune, unless that was done."""
+        changes = {**FINETUNE, "model": options.model, "finetune.seed": seed}
+        recipe = with_changes(load_recipe(f"indonlu/{task}.yaml"), changes)
+        run = Run(options.runs / f"{task}-{seed}")
+        if not run.complete:
+            pipeline.finetune(recipe, run, options.data, resume=True)
+        data = load_task(task, options.data, None)
+        model, tokenizer = load_float(run.float_folder)
+        limit = length_limit(model, tokenizer, recipe.max_length)
+        encoded = {
+            split: encode_unlabelled(
+                tokenizer,
+                inputs_of(data.splits[split], data.head),
+                data.head,
+                limit,
+                types=takes_token_types(model),
+            )
+            for split in ("validation", "test")
+        }
+        return cls(data, recipe, run, encoded)
+
+    def references(self, split: str) -> Any:  # noqa: ANN401
+        return references_of(self.task.splits[split], self.task.head)
+
+    def validation_score(self, outputs: Outputs) -> float:
+        head = self.task.head
+        return main_score(head, self.references("validation"), decisions(head, outputs))
+
+
+def own_outputs(unit: Unit, recipe: Recipe, folder: Path) -> Outputs:
+    """Test outputs of one of quantkit's settings: of its file, or of a simulation."""
+    train = inputs_of(unit.task.splits["train"], unit.task.head)
+    if recipe.activations.scope == "inputs":
+        pipeline.ptq_checkpoint(recipe, unit.run.float_folder, train, folder)
+        return load(folder).outputs(inputs_of(unit.task.splits["test"], unit.task.head))
+    model, tokenizer = load_float(unit.run.float_folder)
+    limit = length_limit(model, tokenizer, recipe.max_length)
+    batches = list(calibration_batches(model, tokenizer, train, recipe, limit))
+    simulated = simulate(model, batches, recipe=recipe, reachable_rows=reachable_rows(tokenizer))
+    return predict(simulated.model, unit.encoded["test"], pad_token_id=tokenizer.pad_token_id or 0)
+
+
+def own_methods(unit: Unit, baseline: Outputs, scratch: Path) -> dict[str, Any]:
+    """Scores of all of quantkit's settings."""
+    results = {}
+    for name, (bits, changes) in OWN.items():
+        began = time.perf_counter()
+        recipe = with_changes(with_bits(unit.recipe, bits), changes)
+        folder = scratch / name.replace(" ", "-")
+        outputs = own_outputs(unit, recipe, folder)
+        made = folder if folder.is_dir() else None
+        entry = method_scores(unit.task.head, unit.references("test"), outputs, baseline, made)
+        results[name] = {**entry, "seconds": time.perf_counter() - began}
+        print(f"  {name}: {_brief(unit, entry)}", flush=True)
+    return results
+
+
+def peer_methods(unit: Unit, baseline: Outputs, scratch: Path, python: Path) -> dict[str, Any]:
+    """Scores of the other tools, each in a process of its own."""
+    model, tokenizer = load_float(unit.run.float_folder)
+    limit = length_limit(model, tokenizer, unit.recipe.max_length)
+    train = inputs_of(unit.task.splits["train"], unit.task.head)
+    batches = calibration_batches(model, tokenizer, train, unit.recipe, limit)
+    rows = [Row(ids.numpy()) for batch in batches for ids in batch["input_ids"]]
+    write_rows(scratch / "train.npz", rows)
+    for split, encoded in unit.encoded.items():
+        write_rows(scratch / f"{split}.npz", _rows(encoded))
+    results: dict[str, Any] = {}
+    for tool, variants in PEERS.items():
+        tried = {name: _run_peer(unit, name, scratch, python) for name in variants}
+        works = {name: found for name, found in tried.items() if "validation" in found}
+        failed = {name: found["error"] for name, found in tried.items() if "error" in found}
+        if not works:
+            results[tool] = {"failed": failed}
+            print(f"  {tool}: failed", flush=True)
+            continue
+        scores = {n: unit.validation_score(found["validation"]) for n, found in works.items()}
+        best = max(scores, key=scores.__getitem__)
+        entry = method_scores(
+            unit.task.head, unit.references("test"), works[best]["test"], baseline, None
+        )
+        entry |= {"bytes": works[best]["bytes"], "seconds": works[best]["seconds"]}
+        results[tool] = {**entry, "variant": best, "validation": scores, "failed": failed}
+        print(f"  {tool} ({best}): {_brief(unit, entry)}", flush=True)
+    return results
+
+
+def _run_peer(unit: Unit, name: str, scratch: Path, python: Path) -> dict[str, Any]:
+    files = {split: scratch / f"{split}-{name}.npz" for split in unit.encoded}
+    command = [python, Path(__file__).parent / "peers.py", "--method", name]
+    command += ["--checkpoint", unit.run.float_folder, "--calibration", scratch / "train.npz"]
+    command += ["--inputs", *(scratch / f"{split}.npz" for split in files)]
+    command += ["--output", *files.values()]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+    found: dict[str, Any] = {}
+    for split, file in files.items():
+        with np.load(file) as answers:
+            found[split] = _outputs(unit.encoded[split], answers["logits"], answers["offsets"])
+            found["bytes"], found["seconds"] = int(answers["bytes"]), float(answers["seconds"])
+    return found
+
+
+def _rows(encoded: Encoded) -> list[Row]:
+    types = encoded.types
+    return [
+        Row(encoded.ids[at].astype(np.int64), None if types is None else types[at].astype(np.int64))
+        for at in range(len(encoded))
+    ]
+
+
+def _outputs(encoded: Encoded, logits: np.ndarray, offsets: np.ndarray) -> Outputs:
+    """A peer's logits, window by window, as quantkit's outputs."""
+    spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+    parts = [logits[start:end] for start, end in spans]
+    windows = {at: part if encoded.words is not None else part[0] for at, part in enumerate(parts)}
+    return outputs_of(encoded, windows)
+
+
+def _brief(unit: Unit, entry: Mapping[str, Any]) -> str:
+    value, change = entry[MAIN[unit.task.head.kind]]["value"], entry["change"]["value"]
+    return f"{100 * value:.2f} ({100 * change:+.2f}), equal {100 * entry['agreement']:.2f} %"
+
+
+def make_unit(task: str, seed: int, options: argparse.Namespace) -> None:
+    """One unit's JSON, unless it is there."""
+    target = options.results / f"ptq_accuracy_{task}_{seed}.json"
+    if target.is_file():
+        return
+    print(f"{task}, seed {seed}", flush=True)
+    unit = Unit.make(task, seed, options)
+    head, test = unit.task.head, unit.task.splits["test"]
+    if not (unit.run.float_folder / "onnx" / "model.onnx").is_file():
+        pipeline.export_float(unit.run.float_folder, unit.recipe)
+    baseline = load(unit.run.float_folder).outputs(inputs_of(test, head))
+    with tempfile.TemporaryDirectory() as scratch:
+        scores = {
+            "float": method_scores(
+                head, unit.references("test"), baseline, None, unit.run.float_folder
+            ),
+            **own_methods(unit, baseline, Path(scratch)),
+            **peer_methods(unit, baseline, Path(scratch), options.peers_python),
+        }
+    result = {
+        "benchmark": "ptq_accuracy",
+        "task": task,
+        "seed": seed,
+        "main": MAIN[head.kind],
+        "test_rows": len(test),
+        "recipe": asdict(unit.recipe),
+        "methods": {name: {"bits": bits, **changes} for name, (bits, changes) in OWN.items()},
+        "scores": scores,
+        "environment": environment(1),
+    }
+    write_json(target, result)
+
+
+def summarize(options: argparse.Namespace) -> int:
+    """Means over the units that are there, and the bars."""
+    units = [
+        read_json(file)
+        for task in TASKS
+        for seed in SEEDS
+        if (file := options.results / f"ptq_accuracy_{task}_{seed}.json").is_file()
+    ]
+    if not units:
+        print("No unit is there yet.")
+        return 1
+    names = ["float", *OWN, *PEERS]
+    means = {name: _means(units, name) for name in names}
+    cells = [
+        [name, f"{score:.2f}", f"{change:+.2f}", f"{equal:.2f}", str(count)]
+        for name, (score, change, equal, count) in means.items()
+    ]
+    print("\n" + table(["method", "score", "change", "labels equal, %", "units"], cells))
+    labelling = [unit for unit in units if unit["task"] in LABELLING]
+    bars = [
+        Bar("W8A8: drop", -means["w8a8"][1], 0.3, "at most"),
+        Bar("W8A8: labels equal", means["w8a8"][2], 98.8, "at least"),
+        Bar("W4A8: drop", -means["w4a8"][1], 1.5, "at most"),
+        Bar("W4A8: drop, labelling", -_means(labelling, "w4a8")[1], 2.5, "at most"),
+        Bar("W4A8: labels equal", means["w4a8"][2], 96.0, "at least"),
+        Bar("W4A16: drop", -means["w4a16"][1], 0.8, "at most"),
+        Bar("W4A16: labels equal", means["w4a16"][2], 97.5, "at least"),
+    ]
+    for own, rivals in RIVALS.items():
+        score, _, equal, _ = means[own]
+        others = [means[rival] for rival in rivals]
+        ahead = max(other[0] for other in others) - score
+        bars.append(Bar(f"{own}: best rival's lead in score", ahead, 0.2, "at most"))
+        lead = equal - max(other[2] for other in others)
+        bars.append(Bar(f"{own}: lead in labels equal", lead, 0.0, "at least"))
+    results = {"units": [f"{unit['task']}_{unit['seed']}" for unit in units], "means": means}
+    return finish("ptq_accuracy", bars, results, check=options.check, folder=options.results)
+
+
+def _means(units: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float, int]:
+    """Mean score, change and agreement in percent, and the number of units they are of."""
+    rows = []
+    for unit in units:
+        entry, main = unit["scores"][name], unit["main"]
+        if main in entry:
+            change = entry["change"]["value"] if "change" in entry else 0.0
+            rows.append((entry[main]["value"], change, entry.get("agreement", 1.0)))
+    if not rows:
+        return float("nan"), float("nan"), float("nan"), 0
+    score, change, equal = 100 * np.mean(rows, axis=0)
+    return float(score), float(change), float(equal), len(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add = parser.add_argument
+    add("--task", choices=TASKS, nargs="+", help="default: all")
+    add("--seed", type=int, nargs="+", default=list(SEEDS))
+    add("--model", default="indobenchmark/indobert-base-p1", help="pretrained encoder")
+    add("--data", type=Path, help="folder with the datasets' files")
+    add("--runs", type=Path, default=Path("runs/ptq_accuracy"), help="fine-tuned models")
+    add("--results", type=Path, default=RESULTS)
+    add("--peers-python", type=Path, default=Path(sys.executable), help="interpreter with peers")
+    add("--summary", action="store_true", help="only means and bars of what is there")
+    add("--check", action="store_true", help="exit 1 if a bar is missed")
+    options = parser.parse_args(arguments)
+    if not options.summary:
+        for seed in options.seed:
+            for task in options.task or TASKS:
+                make_unit(task, seed, options)
+    return summarize(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
