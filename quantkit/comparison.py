@@ -102,7 +102,7 @@ def bench(
 def _candidates(
     recipe: Recipe, run: Run, head: Head, beside: Sequence[Run]
 ) -> Iterator[_Candidate]:
-    """The float file of each run, made if need be, and its quantized one where there is one."""
+    """The float file of each run, made if need be, and all its quantized ones."""
     for which in (run, *beside):
         own = recipe if which is run else which.recipe()
         prefix = "" if which is run else f"{which.folder.name} "
@@ -111,13 +111,15 @@ def _candidates(
         if not (which.float_folder / "onnx" / "model.onnx").is_file():
             export_float(which.float_folder, own)
         yield _Candidate(f"{prefix}float", which, which.float_folder)
-        quantized = which.quantized_folder(own)
-        if quantized.is_dir():
-            yield _Candidate(f"{prefix}int8", which, quantized)
-        elif which is run and not own.is_recurrent:
+        quantized = which.quantized_folders()
+        if not quantized and which is run and not own.is_recurrent:
             raise CheckpointError(
-                f"{quantized} is not there. Make it first: quantkit ptq {run.folder.name}"
+                f"{which.quantized_folder(own)} is not there. Make it first: "
+                f"quantkit ptq {run.folder.name}"
             )
+        for folder in quantized:
+            name = "int8" if folder.name == "w8a8" else folder.name
+            yield _Candidate(f"{prefix}{name}", which, folder)
 
 
 def _check_same_task(recipe: Recipe, run: Run, head: Head, other: Run) -> None:

@@ -53,7 +53,8 @@ class Mixed:
     """A model within the budget, and how it was found.
 
     Attributes:
-        low: the unit names that have fewer than 8 bits in the recipe's own model.
+        units: how many there are.
+        low: names of those that have 4 bits in the recipe's own model.
         eight: units promoted to 8 bits, the most sensitive first.
         floats: units left in float, likewise.
         budget: the rule.
@@ -62,6 +63,7 @@ class Mixed:
         tried: candidates that were measured.
     """
 
+    units: int
     low: Names
     eight: tuple[Unit, ...]
     floats: tuple[Unit, ...]
@@ -79,13 +81,16 @@ class Mixed:
         )
 
     def _summary(self) -> str:
-        low = len(self.low.difference(unit.name for unit in (*self.eight, *self.floats)))
+        if len(self.floats) == self.units:
+            return f"No part can be quantized within the budget; {self.tried} mixtures tried."
+        four = len(self.low.difference(unit.name for unit in (*self.eight, *self.floats)))
+        eight = self.units - four - len(self.floats)
         before, now, after = (size / 1e6 for size in self.sizes)
         return (
-            f"{len(self.eight)} of {len(self.low)} units were promoted to 8 bits and "
-            f"{len(self.floats)} to float, {low} stay at fewer than 8: {now:.2f} MB of weights, "
-            f"where the recipe's bits throughout take {before:.2f} and 8 bits {after:.2f}; "
-            f"{self.tried} mixtures tried."
+            f"Of {self.units} units {four} have 4 bits, {eight} have 8 ({len(self.eight)} of them "
+            f"promoted) and {len(self.floats)} stay in float: {now:.2f} MB of weights, where the "
+            f"recipe's own bits take {before:.2f} and 8 bits {after:.2f}; {self.tried} mixtures "
+            f"tried."
         )
 
     def recipe(self, recipe: Recipe) -> Recipe:
@@ -254,6 +259,7 @@ def _result(at_low: Sensitivity, trial: _Trial, eight: Names, floats: Names) -> 
         sum(unit.sizes.at_8_bits for unit in units),
     )
     return Mixed(
+        len(units),
         frozenset(unit.unit.name for unit in units if unit.bits < 8),
         tuple(unit.unit for unit in units if unit.unit.name in eight),
         tuple(unit.unit for unit in units if unit.unit.name in floats),

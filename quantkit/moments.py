@@ -4,7 +4,7 @@ A Hessian [in, in] grows with the square of the width, so the layers are served 
 turn one pass over the texts with a bounded sum of Hessians in memory.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,7 @@ class MomentCollector:
     Args:
         model: float.
         multipliers: of the smoothing, [in] or None, by input.
+        folded: inputs whose multiplier the quantized Linear before them has applied already.
         quantizers: of the inputs, None where they stay in float.
         batches: the calibration texts.
     """
@@ -78,11 +79,13 @@ class MomentCollector:
         self,
         model: nn.Module,
         multipliers: Mapping[SharedInput, Tensor | None],
+        folded: Collection[SharedInput],
         quantizers: Mapping[SharedInput, InputQuantizer | TokenQuantizer | None],
         batches: Sequence[Batch],
     ) -> None:
         self._model = model
         self._multipliers = multipliers
+        self._folded = folded
         self._quantizers = quantizers
         self._batches = batches
 
@@ -108,7 +111,8 @@ class MomentCollector:
             exact[shared] = self._smoothed(shared, texts)
 
         def record(shared: SharedInput, texts: list[Tensor]) -> None:
-            arrived = self._smoothed(shared, texts)
+            done = working is not None and shared in self._folded
+            arrived = torch.cat(texts) if done else self._smoothed(shared, texts)
             moments[shared].update(exact.pop(shared, arrived), self._read(shared, arrived))
 
         for batch in self._batches:

@@ -32,7 +32,7 @@ from quantkit.heads import Head
 from quantkit.metrics import main_score
 from quantkit.packed import METADATA, load_packed, save_packed
 from quantkit.prediction import Outputs, predict
-from quantkit.ptq import Quantized, quantize
+from quantkit.ptq import LayerStore, Progress, Quantized, quantize
 from quantkit.recipe import Recipe
 from quantkit.runs import Run
 from quantkit.starting_point import starting_point
@@ -122,7 +122,14 @@ def finetune(
     return result
 
 
-def ptq(recipe: Recipe, run: Run, data: Path | None, *, overwrite: bool = False) -> QuantizedFolder:
+def ptq(
+    recipe: Recipe,
+    run: Run,
+    data: Path | None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> QuantizedFolder:
     """Quantize a run's float model with its training rows; write packed checkpoint and ONNX.
 
     Raises:
@@ -135,7 +142,13 @@ def ptq(recipe: Recipe, run: Run, data: Path | None, *, overwrite: bool = False)
     train, validation = (inputs_of(task.splits[n], task.head) for n in ("train", "validation"))
     folder = run.quantized_folder(recipe)
     return ptq_checkpoint(
-        recipe, run.float_folder, train, folder, held_out=validation, overwrite=overwrite
+        recipe,
+        run.float_folder,
+        train,
+        folder,
+        held_out=validation,
+        overwrite=overwrite,
+        progress=progress,
     )
 
 
@@ -161,8 +174,11 @@ def ptq_checkpoint(
     held_out: Inputs | None = None,
     overwrite: bool = False,
     notes: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> QuantizedFolder:
     """Quantize any fine-tuned float checkpoint, calibrated on `inputs`, into `folder`.
+
+    Finished layers are kept beside it until all is done: after a kill, the same call goes on.
 
     Args:
         recipe: how.
@@ -173,7 +189,9 @@ def ptq_checkpoint(
         held_out: other texts, on which a trimmed vocabulary is judged; see `trim_to_corpus`.
         overwrite: replace the folder if it is there.
         notes: what the packed folder is to say before its other notes.
+        progress: told what is done, how many are done, and of how many.
     """
+    store = LayerStore(folder.with_name(f".{folder.name}.layers"))
     with new_folder(folder, overwrite=overwrite) as partial:
         model, tokenizer = load_float(checkpoint)
         trimmed: Trimmed | None = None
@@ -187,6 +205,8 @@ def ptq_checkpoint(
             recipe=recipe,
             reachable_rows=reachable_rows(tokenizer),
             word_counts=_counts(recipe, model, tokenizer, inputs, limit),
+            store=store,
+            progress=progress,
         )
         quantized = replace(quantized, notes=(*notes, *quantized.notes))
         if trimmed is not None:
@@ -199,6 +219,7 @@ def ptq_checkpoint(
             quantized.model, tokenizer, partial, recipe=recipe, max_length=recipe.max_length
         )
         write_json(partial / PARITY, exported.parity.to_json())
+    store.clear()
     path = folder / exported.path.relative_to(partial)
     return QuantizedFolder(folder, quantized, replace(exported, path=path))
 

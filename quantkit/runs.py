@@ -40,6 +40,10 @@ class Run:
         """The packed checkpoint of a recipe, named by its bits."""
         return self.folder / f"w{recipe.weights.bits}a{recipe.activations.bits}"
 
+    def quantized_folders(self) -> list[Path]:
+        """All packed checkpoints, those with more bits first."""
+        return sorted(self.folder.glob("w*a*"), key=lambda folder: folder.name, reverse=True)
+
     @property
     def complete(self) -> bool:
         """Whether fine-tuning has finished."""
@@ -72,7 +76,8 @@ class Run:
 
     def remove_derived(self) -> None:
         """Remove what was made from an earlier float model: it would no longer belong to it."""
-        for folder in (*self.folder.glob("w*a*"), *self.folder.glob("sensitivity-*.layers")):
+        work = (*self.folder.glob(".w*.layers"), *self.folder.glob("sensitivity-*.layers"))
+        for folder in (*self.quantized_folders(), *work):
             shutil.rmtree(folder)
         for file in self.folder.glob("sensitivity-*.json"):
             file.unlink()

@@ -27,10 +27,12 @@ from pydantic.dataclasses import dataclass
 from quantkit import pipeline
 from quantkit.answers import decisions
 from quantkit.batching import encode_unlabelled
+from quantkit.calibration_texts import calibration_batches, word_counts
 from quantkit.checkpoint import length_limit, load_float, reachable_rows, takes_token_types
 from quantkit.config import STRICT
 from quantkit.data import TaskData, inputs_of, load_task, references_of
 from quantkit.data.naming import unknown
+from quantkit.encoder import head_of
 from quantkit.errors import RecipeError
 from quantkit.files import read_json, write_json
 from quantkit.heads import Head
@@ -41,6 +43,8 @@ from quantkit.recipe import Recipe, load_recipe, read_yaml, with_changes
 from quantkit.runs import Run
 from quantkit.runtime import find_onnx, load
 from quantkit.simulation import simulate
+from quantkit.tokenization import Inputs
+from quantkit.trim import trim_to_corpus
 
 __all__ = ["Study", "load_study", "method_scores", "run_study", "study_rows", "unit_file"]
 
@@ -174,7 +178,9 @@ def _unit(study: Study, recipe: Recipe, run: Run, data: Path | None) -> dict[str
     if not (run.float_folder / "onnx" / "model.onnx").is_file():
         pipeline.export_float(run.float_folder, recipe)
     outputs = {"float": load(run.float_folder).outputs(inputs_of(test, task.head))}
-    scores = {"float": method_scores(task.head, references, outputs["float"], None, run.float_folder)}
+    scores = {
+        "float": method_scores(task.head, references, outputs["float"], None, run.float_folder)
+    }
     seconds = {}
     for method in study.methods:
         started = time.perf_counter()
@@ -208,16 +214,30 @@ def _is_simulated(recipe: Recipe) -> bool:
 def _answers(recipe: Recipe, checkpoint: Path, folder: Path | None, task: TaskData) -> Outputs:
     """One method's outputs on the test rows: of its file in `folder`, or simulated without one."""
     train, test = (inputs_of(task.splits[split], task.head) for split in ("train", "test"))
-    if folder is not None:
-        if not folder.is_dir():
-            pipeline.ptq_checkpoint(recipe, checkpoint, train, folder)
-        return load(folder).outputs(test)
+    if folder is None:
+        return _simulated(recipe, checkpoint, train, test)
+    if not folder.is_dir():
+        pipeline.ptq_checkpoint(recipe, checkpoint, train, folder)
+    return load(folder).outputs(test)
+
+
+def _simulated(recipe: Recipe, checkpoint: Path, train: Inputs, test: Inputs) -> Outputs:
+    """Outputs on `test` of the simulation, which is made as `pipeline.ptq_checkpoint` would."""
     model, tokenizer = load_float(checkpoint)
+    if recipe.embeddings.trim == "corpus":
+        trimmed = trim_to_corpus(model, tokenizer, train)
+        model, tokenizer = trimmed.model, trimmed.tokenizer
     limit = length_limit(model, tokenizer, recipe.max_length)
-    batches = pipeline.calibration_batches(model, tokenizer, train, recipe, limit)
-    simulated = simulate(model, batches, recipe=recipe, reachable_rows=reachable_rows(tokenizer))
+    four_bits = recipe.embeddings.bits == 4
+    simulated = simulate(
+        model,
+        calibration_batches(model, tokenizer, train, recipe, limit),
+        recipe=recipe,
+        reachable_rows=reachable_rows(tokenizer),
+        word_counts=word_counts(model, tokenizer, train, limit) if four_bits else None,
+    )
     types = takes_token_types(model)
-    encoded = encode_unlabelled(tokenizer, test, task.head, limit, types=types)
+    encoded = encode_unlabelled(tokenizer, test, head_of(model), limit, types=types)
     return predict(simulated.model, encoded, pad_token_id=int(tokenizer.pad_token_id or 0))
 
 

@@ -214,7 +214,7 @@ def _check(head: Head, material: Material) -> None:
     if asked.kind == "features":
         raise DataError(
             f"The task {task} has no labels, and without them no drop of a score can be measured. "
-            f"Name the column that holds them: data.label in the recipe, or --set data.label=NAME."
+            f"Name a task that has them by --recipe, or the column that holds them by data.label."
         )
     if head != asked:
         raise DataError(

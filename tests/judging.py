@@ -28,7 +28,7 @@ def rows_for(model: PreTrainedModel, count: int, seed: int) -> Encoded:
     """Texts of random tokens with random labels."""
     random = np.random.default_rng(seed)
     head = head_of(model)
-    ids = [random.integers(5, ROWS, random.integers(4, 12)) for _ in range(count)]
+    ids = [random.integers(5, ROWS, int(random.integers(4, 12))) for _ in range(count)]
     labels: Any = random.integers(0, max(1, len(head.labels)), count)
     words = None
     if head.kind == "words":
@@ -39,7 +39,7 @@ def rows_for(model: PreTrainedModel, count: int, seed: int) -> Encoded:
     return Encoded(
         head,
         Ragged.of(ids, np.int32),
-        Ragged.of([np.zeros(len(row)) for row in ids], np.int8),
+        Ragged.of([np.zeros(len(row), np.int8) for row in ids], np.int8),
         labels,
         np.arange(count),
         words,

@@ -78,10 +78,10 @@ def test_a_killed_analysis_goes_on_and_a_finished_one_is_read(
 
 def test_max_drop_makes_a_model_whose_recipe_says_how(copied: Line) -> None:
     run = copied.runs / "smsa"
-    printed = succeed("ptq", "smsa", "--runs", copied.runs, "--bits", 4, "--max-drop", 0.01)
+    printed = succeed("ptq", "smsa", "--runs", copied.runs, "--bits", 4, "--max-drop", 2)
     packed = load_packed(run / "w4a8")
     assert (run / "w4a8" / "onnx" / "model_quantized.onnx").is_file()
-    assert "units were promoted to 8 bits" in _recipe(run)["notes"][0]
+    assert "mixtures tried" in _recipe(run)["notes"][0]
     assert "decided" in _recipe(run)["notes"][1]
     for note in _recipe(run)["notes"]:
         assert f"Note: {note}" in printed
@@ -91,7 +91,7 @@ def test_max_drop_makes_a_model_whose_recipe_says_how(copied: Line) -> None:
     assert said.get("skip", ["classifier"]) == list(packed.recipe.skip)
     assert (said != {}) == ("Recipe lines" in printed)
     assert [path.name for path in run.glob("sensitivity*")] == ["sensitivity-w4a8.json"]
-    refused = invoke("ptq", "smsa", "--runs", copied.runs, "--bits", 4, "--max-drop", 0.01)
+    refused = invoke("ptq", "smsa", "--runs", copied.runs, "--bits", 4, "--max-drop", 2)
     assert (refused.code, "--overwrite" in refused.err) == (2, True)
     assert refused.err.count("\n") == 1  # before any work: no line of progress
 
@@ -144,7 +144,7 @@ def test_mistakes_of_an_analysis_say_what_to_do(copied: Line, base: Path, tmp_pa
     table = tmp_path / "texts.csv"
     table.write_text("isi\n" + "makanan itu enak\n" * 30, encoding="utf-8")
     unlabelled = tmp_path / "unlabelled.yaml"
-    unlabelled.write_text("{name: a, task: custom, model: b, data: {text: isi}}")
+    unlabelled.write_text("{name: a, task: custom, model: b, data: {text: isi, kind: features}}")
     custom = ["--recipe", unlabelled, "--data", table]
     assert "custom has no labels" in refused("smsa", *runs, *custom)
     record = copied.runs / "smsa" / "run.json"

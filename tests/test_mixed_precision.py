@@ -41,7 +41,7 @@ class _Costs:
 
     def accepts(self, promoted: frozenset[str]) -> bool:
         self.asked.append(promoted)
-        return sum(n for name, n in self.noise.items() if name not in promoted) <= self.limit
+        return bool(sum(n for name, n in self.noise.items() if name not in promoted) <= self.limit)
 
     def price(self, promoted: frozenset[str]) -> int:
         return sum(self.bytes[name] for name in promoted)
@@ -237,7 +237,8 @@ def test_a_narrow_budget_is_decided_by_texts(
     assert budget.factor == pytest.approx(fitted_factor([*units, *wholes], 0.5, 60))
     assert mixed.measured <= budget.limit
     summary, rule = mixed.notes(answers)
-    assert f"{len(mixed.eight)} of 10 units were promoted to 8 bits" in summary
+    eight = len(mixed.eight) + 2  # position and type tables
+    assert f"Of 12 units {12 - eight} have 4 bits, {eight} have 8 " in summary
     assert "divergence over 60 training texts decided" in rule
     _same(mixed, bert, recipe, answers)
 
@@ -259,7 +260,7 @@ def test_eight_bits_give_way_to_floats_alone(
 def test_all_promoted_is_one_pattern(recipe: Recipe, sources: Sources) -> None:
     units = tuple(each.unit for each in sources.at_low.units if each.bits < 8)
     low = frozenset(unit.name for unit in units)
-    mixed = Mixed(low, units[1:], units[:1], Budget(1.0, 0.5), 0.0, (1, 2, 3), 4)
+    mixed = Mixed(12, low, units[1:], units[:1], Budget(1.0, 0.5), 0.0, (1, 2, 3), 4)
     changed = mixed.recipe(recipe)
     assert changed.eight_bits == ("*",)
     assert changed.skip == ("classifier", *units[0].patterns)

@@ -30,7 +30,8 @@ from quantkit.recipe import Recipe
 from quantkit.slots import Calibration, Embeddings
 from quantkit.tokenization import Inputs
 from quantkit.trim import Coverage, Trimmed, trim_to_corpus
-from quantkit.trim.corpus import Change, change
+from quantkit.trim.corpus import Change, change, count_same_tokens
+from quantkit.trim.pieces import pieces_of
 from tests.models import small_model
 from tests.small_tokenizers import TOKENIZERS, texts, wordpiece
 
@@ -249,6 +250,53 @@ def test_a_word_that_was_unknown_stays_so() -> None:
     assert _tokens(tokenizer, rows) == [["[UNK]"], ["ab", "a", "##cd"]]
     found = trim_to_corpus(model, tokenizer, Inputs(rows))
     assert _tokens(found.tokenizer, rows) == _tokens(tokenizer, rows)
+
+
+def test_the_score_of_an_unknown_character_stays() -> None:
+    """It is counted from the least score of all pieces, here that of `qq`.
+
+    With it `xab` is xa + b (-100), not unknown + ab (-111); without it, unknown + ab (-61).
+    """
+    pieces = {"<unk>": 0.0, "a": -50.0, "b": -50.0, "xa": -50.0, "ab": -1.0, "qq": -100.0}
+    backend = Tokenizer(models.Unigram([*pieces.items(), ("bb", -2.0)], unk_id=0))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    found = trim_to_corpus(small_model("Bert", vocab_size=7), tokenizer, Inputs(["xab", "ab"]))
+    assert found.tokenizer.get_vocab() == _numbered(*pieces)
+    assert _tokens(found.tokenizer, ["xab"]) == _tokens(tokenizer, ["xab"]) == [["xa", "b"]]
+
+
+def test_merged_tokens_need_their_parts() -> None:
+    """`abc</w>` is made of `ab`, which is in no text; older files write a merge as one string."""
+    tokens = ["<unk>", "a", "b", "c</w>", "ab", "abc</w>", "bc</w>", "aa", "<0x41>", "<0x4>"]
+    model: dict[str, Any] = {
+        "type": "BPE",
+        "vocab": _numbered(*tokens),
+        "merges": ["a b", ["ab", "c</w>"], "b c</w>", "a a"],
+        "end_of_word_suffix": "</w>",
+        "byte_fallback": True,
+        "unk_token": "<unk>",
+    }
+    needed = pieces_of(model).needed(model, {"abc</w>"})
+    assert needed == {"<unk>", "a", "b", "c</w>", "ab", "abc</w>", "<0x41>"}
+    kept = pieces_of(model).restricted(model, dict.fromkeys(needed, 10))
+    assert kept["merges"] == [["a", "b"], ["ab", "c</w>"]]
+    assert kept["vocab"].keys() == needed
+
+
+def test_ids_that_the_library_would_give_otherwise_are_refused() -> None:
+    """An added token takes the vocabulary's size as id, which after the hole closes is b's."""
+    tokenizer = _wrapped({"[UNK]": 0, "a": 1, "b": 5})
+    tokenizer.add_tokens(["<dan>"])
+    assert tokenizer.get_vocab()["<dan>"] == 3
+    with pytest.raises(CheckpointError, match="cannot be numbered anew: of 4 tokens"):
+        trim_to_corpus(small_model("Bert", vocab_size=6), tokenizer, Inputs(["a"]))
+
+
+def test_a_text_that_is_split_otherwise_is_named() -> None:
+    before = _wrapped(_numbered("[UNK]", "a", "##b", "ab")).backend_tokenizer
+    after = _wrapped(_numbered("[UNK]", "a", "##b")).backend_tokenizer
+    with pytest.raises(CheckpointError, match=r"training row 2 \('ab'\) is split"):
+        count_same_tokens(before, after, range(3), Inputs(["a", "ab"]), words=False)
 
 
 def test_both_texts_of_pairs_and_lists_of_words_are_read() -> None:

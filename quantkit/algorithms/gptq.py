@@ -41,7 +41,8 @@ class Gptq:
     """GPTQ, then coordinate descent; a row whose nearest codes are better keeps those.
 
     At 4 bits on a real 6-layer encoder, each kind of Linear by itself, the error on texts not
-    seen falls to 0.16 to 0.36 of nearest's. A matrix of BERT-base's widest kind [768, 3072] takes 4 s on one core.
+    seen falls to 0.16 to 0.36 of nearest's. A matrix of BERT-base's widest kind, [768, 3072],
+    takes 4 s on one core.
     """
 
     damping: Annotated[float, Field(gt=0.0, le=STRONGEST)] = 0.01  # of the mean diagonal

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from quantkit.cli.options import changes_of, recipe_of, run_named, say, say_next
+from quantkit.cli.progress import progress
 from quantkit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ __all__ = [
     "finetune_and_say",
     "measure_and_say",
     "ptq_and_say",
+    "resolved",
     "run_and_recipe",
     "say_quantized",
 ]
@@ -26,14 +28,18 @@ EXAMPLE = "makanannya enak sekali"
 
 
 def run_and_recipe(
-    name: str, runs: Path, recipe: str, changes: list[str] | None, bits: int, make: bool = True
+    name: str,
+    runs: Path,
+    recipe: str,
+    changes: list[str] | None,
+    bits: int | None,
+    make: bool = True,
 ) -> tuple["Run", "Recipe"]:
     """The named run, else the latest, else (if `make`) the built-in one, made now."""
-    from quantkit.recipe import builtin_recipe, with_bits, with_changes
+    from quantkit.recipe import builtin_recipe
     from quantkit.runs import find_run, latest_run
 
-    values = changes_of(changes)
-    checked = with_bits(builtin_recipe(), bits)  # before any work: is that number supported?
+    checked = resolved(builtin_recipe(), bits, None)  # before any work: is that supported?
     chosen = find_run(name, runs) if name else latest_run(runs)
     if chosen is None:
         if not make:
@@ -45,8 +51,16 @@ def run_and_recipe(
         finetune_and_say(checked, chosen, None, chosen.training_folder.is_dir(), overwrite=False)
     elif not name:
         say(f"Taking the latest run: {chosen.folder}")
-    resolved = recipe_of(recipe, "", {}) if recipe else chosen.recipe()
-    return chosen, with_bits(with_changes(resolved, values), bits)
+    base = recipe_of(recipe, "", {}) if recipe else chosen.recipe()
+    return chosen, resolved(base, bits, changes)
+
+
+def resolved(base: "Recipe", bits: int | None, changes: list[str] | None) -> "Recipe":
+    """A recipe with the weights' bits of --bits, if given, and then the values of --set."""
+    from quantkit.recipe import with_bits, with_changes
+
+    chosen = base if bits is None else with_bits(base, bits)
+    return with_changes(chosen, changes_of(changes))
 
 
 def finetune_and_say(
@@ -71,7 +85,9 @@ def ptq_and_say(recipe: "Recipe", run: "Run", data: Path | None, overwrite: bool
     """Quantize a run's float model."""
     from quantkit import pipeline
 
-    say_quantized(pipeline.ptq(recipe, run, data, overwrite=overwrite))
+    with progress() as report:
+        made = pipeline.ptq(recipe, run, data, overwrite=overwrite, progress=report)
+    say_quantized(made)
 
 
 def say_quantized(made: Any) -> None:  # noqa: ANN401

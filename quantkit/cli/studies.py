@@ -41,7 +41,7 @@ def bench(
     """Measure float and quantized files side by side and write the report."""
     from quantkit.runs import find_run
 
-    chosen, resolved = run_and_recipe(run, runs, "", changes, 8, make=False)
+    chosen, resolved = run_and_recipe(run, runs, "", changes, None, make=False)
     others = [find_run(name, runs) for name in beside or []]
     measure_and_say(resolved, chosen, data or chosen.data(), threads, others)
 

@@ -32,12 +32,14 @@ from quantkit.cli.options import (
     say_next,
     table_of,
 )
+from quantkit.cli.progress import progress
 from quantkit.cli.sensitivity import ptq_within_and_say
 from quantkit.cli.steps import (
     EXAMPLE,
     finetune_and_say,
     measure_and_say,
     ptq_and_say,
+    resolved,
     run_and_recipe,
     say_quantized,
 )
@@ -73,7 +75,9 @@ def finetune(
 @app.command()
 def ptq(
     run: RunArgument = "",
-    bits: Annotated[int, typer.Option(help="Bits of the weights: 8 or 4.")] = 8,
+    bits: Annotated[
+        int | None, typer.Option(help="Bits of the weights, 8 or 4; default: the recipe's.")
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(help="Points the score may fall: promote fragile parts until it holds."),
@@ -98,12 +102,12 @@ def ptq(
     if checkpoint is not None:
         _ptq_checkpoint(checkpoint, texts, bits, recipe, runs, overwrite, changes, data, max_drop)
         return
-    chosen, resolved = run_and_recipe(run, runs, recipe, changes, bits)
+    chosen, made_by = run_and_recipe(run, runs, recipe, changes, bits)
     if max_drop is None:
-        ptq_and_say(resolved, chosen, data or chosen.data(), overwrite)
+        ptq_and_say(made_by, chosen, data or chosen.data(), overwrite)
     else:
-        ptq_within_and_say(resolved, chosen, data or chosen.data(), max_drop, overwrite)
-    say_next(f'quantkit predict "{EXAMPLE}" --model {chosen.quantized_folder(resolved)}')
+        ptq_within_and_say(made_by, chosen, data or chosen.data(), max_drop, overwrite)
+    say_next(f'quantkit predict "{EXAMPLE}" --model {chosen.quantized_folder(made_by)}')
     say_next(f"quantkit bench {chosen.folder.name}")
 
 
@@ -139,20 +143,20 @@ def run_line(
     changes: Set = None,
 ) -> None:
     """The whole line: fine-tune, quantize, export, verify, measure, report."""
-    resolved = recipe_of(recipe, model, changes_of(changes))
-    chosen = run_named(runs, name or resolved.name)
+    line = recipe_of(recipe, model, changes_of(changes))
+    chosen = run_named(runs, name or line.name)
     if not resume or chosen.interrupted or not chosen.complete:
-        finetune_and_say(resolved, chosen, data, resume, overwrite)
-    done = resume and chosen.quantized_folder(resolved).is_dir()
-    if not (resolved.is_recurrent or done):
-        ptq_and_say(resolved, chosen, data, overwrite)
-    measure_and_say(resolved, chosen, data, threads, ())
+        finetune_and_say(line, chosen, data, resume, overwrite)
+    done = resume and chosen.quantized_folder(line).is_dir()
+    if not (line.is_recurrent or done):
+        ptq_and_say(line, chosen, data, overwrite)
+    measure_and_say(line, chosen, data, threads, ())
 
 
 def _ptq_checkpoint(
     checkpoint: Path,
     texts: Path | None,
-    bits: int,
+    bits: int | None,
     recipe: str,
     runs: Path,
     overwrite: bool,
@@ -161,7 +165,7 @@ def _ptq_checkpoint(
     max_drop: float | None,
 ) -> None:
     from quantkit import pipeline
-    from quantkit.recipe import Recipe, load_recipe, with_bits, with_changes
+    from quantkit.recipe import Recipe, load_recipe
 
     if texts is None:
         raise RecipeError(
@@ -171,15 +175,18 @@ def _ptq_checkpoint(
     # What is not allowed in a recipe's name becomes hyphens.
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint.resolve().name).lstrip("-._") or "model"
     base = load_recipe(recipe) if recipe else Recipe(name, "none", str(checkpoint))
-    resolved = with_bits(with_changes(base, changes_of(changes)), bits)
+    made_by = resolved(base, bits, changes)
     run = run_named(runs, name)
-    folder = run.quantized_folder(resolved)
+    folder = run.quantized_folder(made_by)
     inputs = pipeline.read_inputs(texts, checkpoint)
     if max_drop is None:
-        made = pipeline.ptq_checkpoint(resolved, checkpoint, inputs, folder, overwrite=overwrite)
+        with progress() as report:
+            made = pipeline.ptq_checkpoint(
+                made_by, checkpoint, inputs, folder, overwrite=overwrite, progress=report
+            )
         say_quantized(made)
     else:
         ptq_within_and_say(
-            resolved, run, data, max_drop, overwrite, checkpoint=checkpoint, texts=inputs
+            made_by, run, data, max_drop, overwrite, checkpoint=checkpoint, texts=inputs
         )
     say_next(f'quantkit predict "{EXAMPLE}" --model {folder}')

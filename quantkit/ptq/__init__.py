@@ -3,5 +3,6 @@
 from quantkit.ptq.inputs import InputDecision
 from quantkit.ptq.quantize import Quantized, check_finite, quantize
 from quantkit.ptq.resume import LayerStore
+from quantkit.ptq.weights import Progress
 
-__all__ = ["InputDecision", "LayerStore", "Quantized", "check_finite", "quantize"]
+__all__ = ["InputDecision", "LayerStore", "Progress", "Quantized", "check_finite", "quantize"]

@@ -131,6 +131,7 @@ class WeightMaker:
         collector = MomentCollector(
             self.model,
             {shared: self.smoothing[shared].multiplier for shared in inputs},
+            {shared for shared in inputs if self.smoothing[shared].folded},
             {shared: self.readers[shared].quantizer for shared in inputs},
             self.batches,
         )

@@ -5,7 +5,7 @@ quantize every activation, while integer kernels need the inputs of Linears only
 settings can be repeated and compared; no file can be exported of them.
 """
 
-from quantkit.simulation.modules import FakeQuantizer
 from quantkit.simulation.build import Simulated, TensorRange, simulate
+from quantkit.simulation.modules import FakeQuantizer
 
 __all__ = ["FakeQuantizer", "Simulated", "TensorRange", "simulate"]
