@@ -97,7 +97,7 @@ def _save_int8(model: PreTrainedModel, sizes: Sizes, recipe: Recipe, path: Path)
 
 def _smoothed_inputs(result: Quantized) -> int:
     """Inputs whose smoothing vector could not move into the Linear before them."""
-    return sum(choice.alpha is not None and not choice.folded for choice in result.decisions)
+    return sum(choice.smoothing is not None and not choice.folded for choice in result.decisions)
 
 
 def count_multipliers(proto: onnx.ModelProto) -> int:

@@ -198,10 +198,9 @@ def ort_static(calibration: str, work: Work) -> Peer:
     """INT8 weights and activations by calibrated ranges, at every place that is the default."""
     tools, source = importlib.import_module("onnxruntime.quantization"), export(work)
     # The histogram methods stack what they saw of all texts and stop at texts of different
-    # lengths: "inhomogeneous shape". Padding them to one length would go against the peer:
-    # the mask that is added to attention scores holds -3e38 for padding, the tool quantizes
-    # that sum, and no range holds both. A stride of 1 gives the tool one text after another,
-    # and it merges their histograms. MinMax takes any lengths, so there the default stays.
+    # lengths: "inhomogeneous shape". Padding goes against the peer: it quantizes attention
+    # scores plus mask, -3e38 for padding, and no range holds both. A stride of 1 gives it one
+    # text after another, and it merges their histograms. MinMax takes any lengths as it is.
     extra = {} if calibration == "MinMax" else {"CalibStridedMinMax": 1}
     reader, method = _Reader(work.feeds), tools.CalibrationMethod[calibration]
     path, began = work.folder / "static.onnx", perf_counter()
@@ -218,7 +217,8 @@ def ort_4bit(algorithm: str, work: Work) -> Peer:
         "nearest": lambda: None,  # MatMulNBitsQuantizer's own
         "hqq": lambda: tools.HQQWeightOnlyQuantConfig(block_size=BLOCK),
         "kquant": tools.KQuantWeightOnlyQuantConfig,
-        # Its block_size are columns done at once; the weights' blocks come from the quantizer.
+        # Its block_size is not the weights' but of columns done at once. As of 1.31.1 it
+        # rounds to nearest too: it propagates errors by the empty half of its triangular factor.
         "gptq": lambda: tools.GPTQWeightOnlyQuantConfig(_Reader(work.feeds)),
     }
     config, proto = configs[algorithm](), onnx.load(export(work))

@@ -95,6 +95,15 @@ def test_weights_on_the_grid_stay(bits: int) -> None:
     assert torch.equal(AdaRound(steps=20).round(weight, scale, grid, hessian), codes)
 
 
+def test_weights_on_the_grid_stay_beside_others_that_move() -> None:
+    weight, scale, inputs = _problem(32, 200, 7)
+    exact = Nearest().round(weight, scale, GRID, None)[:, ::2]
+    weight[:, ::2] = dequantize(exact, scale, torch.tensor(0))
+    codes = AdaRound(steps=200, lr=0.05).round(weight, scale, GRID, _hessian(inputs))
+    assert torch.equal(codes[:, ::2], exact)
+    assert not torch.equal(codes, Nearest().round(weight, scale, GRID, None))
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_gives_the_same_codes_in_every_mode(mode: type[torch.inference_mode]) -> None:
     weight, scale, inputs = _problem(12, 50, 3)

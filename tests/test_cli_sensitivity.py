@@ -142,7 +142,7 @@ def test_mistakes_of_an_analysis_say_what_to_do(copied: Line, base: Path, tmp_pa
     other = ["--recipe", "nergrit.yaml", "--data", quantized(base, "nergrit").data]
     assert "smsa/float answers classification" in refused("smsa", *runs, *other)
     table = tmp_path / "texts.csv"
-    table.write_text("isi\n" + "makanan itu enak\n" * 30, encoding="utf-8")
+    table.write_text("isi\n" + "".join(f"kamar {n}\n" for n in range(30)), encoding="utf-8")
     unlabelled = tmp_path / "unlabelled.yaml"
     unlabelled.write_text("{name: a, task: custom, model: b, data: {text: isi, kind: features}}")
     custom = ["--recipe", unlabelled, "--data", table]

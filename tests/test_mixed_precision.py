@@ -237,8 +237,7 @@ def test_a_narrow_budget_is_decided_by_texts(
     assert budget.factor == pytest.approx(fitted_factor([*units, *wholes], 0.5, 60))
     assert mixed.measured <= budget.limit
     summary, rule = mixed.notes(answers)
-    eight = len(mixed.eight) + 2  # position and type tables
-    assert f"Of 12 units {12 - eight} have 4 bits, {eight} have 8 " in summary
+    assert f"({len(mixed.eight)} of them promoted) and {len(mixed.floats)} stay in float" in summary
     assert "divergence over 60 training texts decided" in rule
     _same(mixed, bert, recipe, answers)
 

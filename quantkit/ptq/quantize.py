@@ -87,6 +87,7 @@ def quantize(
     inputs, calls = quantized_inputs(encoder, plan), quantized_calls(encoder, plan)
     say("reading inputs", 0, len(inputs))
     statistics = collect_statistics(unrolled, inputs, batches, recipe.calibration.seed)
+    say("smoothing", 0, len(calls))
     smoothing = smooth(unrolled, calls, statistics, plan, recipe, fold=fold)
     readers = input_readers(unrolled, statistics, smoothing, batches, recipe)
     counts = _counts(batches, unrolled, encoder.embedding.words, word_counts)
