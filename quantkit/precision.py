@@ -115,7 +115,7 @@ def ptq_within(
         folder,
         held_out=inputs_of(material.task.splits["validation"], material.task.head),
         overwrite=overwrite,
-        notes=mixed.notes(answers),
+        notes=(*mixed.notes(answers), *_left_out(recipe)),
     )
     bench.close()
     return Within(mixed, found, made, answers.closeness(made.quantized.model))
@@ -132,6 +132,13 @@ def check_budget(max_drop: float) -> None:
             f"--max-drop is {max_drop:g}: it is how many points of 100 the main score may fall, "
             f"above 0, e.g. --max-drop 0.5. Without it the whole model has the recipe's bits."
         )
+
+
+def _left_out(recipe: Recipe) -> tuple[str, ...]:
+    """What the model has and the mixtures had not."""
+    if recipe.compensation is None:
+        return ()
+    return ("The mixtures were measured without compensation, which this model has besides.",)
 
 
 def _of_run(

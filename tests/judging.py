@@ -31,6 +31,10 @@ def rows_for(model: PreTrainedModel, count: int, seed: int) -> Encoded:
     ids = [random.integers(5, ROWS, int(random.integers(4, 12))) for _ in range(count)]
     labels: Any = random.integers(0, max(1, len(head.labels)), count)
     words = None
+    if head.kind == "regression":
+        labels = random.normal(size=count)
+    if head.kind == "multilabel":
+        labels = random.integers(0, 2, (count, len(head.labels)))
     if head.kind == "words":
         labels = Ragged.of(
             [random.integers(0, len(head.labels), len(row)) for row in ids], np.int32

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.text import Text
 
+from quantkit.cli.progress import progress
 from quantkit.closeness import FloatAnswers
 from quantkit.packed import load_packed
 from quantkit.sensitivity import Sensitivity
@@ -74,6 +76,18 @@ def test_a_killed_analysis_goes_on_and_a_finished_one_is_read(
     again = invoke(*_analyse(copied))
     assert again.out == printed.out
     assert "measuring units" not in again.err
+
+
+def test_progress_is_a_bar_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for terminal, line in (("", "measuring: 3 of 4"), ("1", "3/4")):
+        monkeypatch.setenv("FORCE_COLOR", terminal)
+        monkeypatch.setenv("COLUMNS", "100")
+        with progress() as report:
+            report("measuring", 2, 4)
+            report("measuring", 3, 4)
+        assert line in Text.from_ansi(capsys.readouterr().err).plain
 
 
 def test_max_drop_makes_a_model_whose_recipe_says_how(copied: Line) -> None:

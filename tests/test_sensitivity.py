@@ -26,6 +26,8 @@ from tests.conftest import ROWS, batch_of
 from tests.judging import CALIBRATION, FRAGILE, make_fragile, recipe_of_bits, rows_for
 from tests.models import answers_of, small_model
 
+SEQUENCE = "ForSequenceClassification"
+
 
 def _analysed(model: PreTrainedModel, recipe: Recipe, **options: Any) -> Sensitivity:  # noqa: ANN401
     rows, texts = rows_for(model, 40, seed=3), rows_for(model, 40, seed=4)
@@ -161,14 +163,25 @@ def test_calls_of_one_weight_are_one_unit(family: str, calls: int) -> None:
     assert all(each.closeness.divergence > 0 for each in result.units)
 
 
-@pytest.mark.parametrize("head", ["ForTokenClassification", "Model"])
-def test_words_and_features(head: str) -> None:
-    model = small_model("Bert", head, layers=1, id2label={0: "O", 1: "B-X", 2: "I-X"})
-    result = _analysed(model, recipe_of_bits(4))
+@pytest.mark.parametrize(
+    ("head", "settings", "main"),
+    [
+        ("ForTokenClassification", {"id2label": {0: "O", 1: "B-X", 2: "I-X"}}, "chunk_f1"),
+        ("Model", {}, "cosine"),
+        (SEQUENCE, {"problem_type": "multi_label_classification"}, "macro_f1"),
+        (
+            SEQUENCE,
+            {"problem_type": "regression", "num_labels": 1, "id2label": {0: "v"}},
+            "pearson",
+        ),
+    ],
+)
+def test_every_kind_of_answer(head: str, settings: dict[str, Any], main: str) -> None:
+    result = _analysed(small_model("Bert", head, layers=1, **settings), recipe_of_bits(4))
     worst = result.units[0].closeness
     assert 0.0 < worst.agreement < 1.0
     assert result.whole.divergence > 0.0
-    assert result.main == ("cosine" if head == "Model" else "chunk_f1")
+    assert result.main == main
 
 
 def test_without_folding_every_input_is_divided_where_it_is_read(bert: PreTrainedModel) -> None:

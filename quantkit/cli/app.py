@@ -43,7 +43,11 @@ def main() -> None:
         _fail(f"{reason}. Choose another place.")
     except SystemExit as stopped:
         if stopped.code == INTERRUPTED:  # which typer makes of a KeyboardInterrupt
-            _fail("Interrupted. An unfinished fine-tuning continues with --resume.", INTERRUPTED)
+            _fail(
+                "Interrupted. An unfinished fine-tuning continues with --resume, an analysis of "
+                "sensitivity when it is asked for again.",
+                INTERRUPTED,
+            )
         raise
 
 

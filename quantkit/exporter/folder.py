@@ -30,6 +30,8 @@ __all__ = ["Exported", "export"]
 
 # Gelu of opset 20 is the newest operator in the files.
 LEAST_ONNXRUNTIME = "1.17"
+# Casts of 4-bit integers: 1.22 refuses such a file, 1.23.2 gives the model's own answers.
+LEAST_ONNXRUNTIME_4_BIT = "1.23"
 GATE_SENTENCES = 128  # enough rows that a 99th percentile is no single text's chance
 
 
@@ -146,8 +148,14 @@ def _metadata(
         "quantkit.pad_token_id": str(pad_token_id),
         "quantkit.version": __version__,
         "quantkit.recipe_hash": "" if recipe is None else recipe_hash(recipe),
-        "quantkit.least_onnxruntime": LEAST_ONNXRUNTIME,
+        "quantkit.least_onnxruntime": _least_onnxruntime(model),
     }
+
+
+def _least_onnxruntime(model: PreTrainedModel) -> str:
+    """The first version that opens the file."""
+    bits = (m.bits for m in model.modules() if isinstance(m, QuantLinear | QuantEmbedding))
+    return LEAST_ONNXRUNTIME_4_BIT if 4 in bits else LEAST_ONNXRUNTIME
 
 
 @cache
