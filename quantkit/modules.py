@@ -20,29 +20,17 @@ from quantkit.numerics import (
 __all__ = ["InputQuantizer", "QuantEmbedding", "QuantLinear", "TokenQuantizer"]
 
 
-class InputQuantizer(nn.Module):
-    """Static per-tensor codes of a Linear's input, after an optional channel multiplier.
+class _Quantizer(nn.Module):
+    """Codes of a Linear's input, after an optional channel multiplier.
 
     Linears that read the same tensor (query, key and value) share one of these: the first
     owns it as its submodule `input`, the others refer to it.
-
-    Args:
-        scale: float32 scalar.
-        zero_point: uint8 scalar.
-        multiplier: float32 [in], the reciprocal of the smoothing vector; None without.
-        bits: of the codes, which uint8 carries.
     """
 
-    scale: Tensor
-    zero_point: Tensor
     multiplier: Tensor | None
 
-    def __init__(
-        self, scale: Tensor, zero_point: Tensor, multiplier: Tensor | None, bits: int = 8
-    ) -> None:
+    def __init__(self, multiplier: Tensor | None, bits: int) -> None:
         super().__init__()
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", zero_point)
         self.register_buffer("multiplier", multiplier)
         self.grid = asymmetric_grid(bits)
         self.bits = bits
@@ -53,11 +41,36 @@ class InputQuantizer(nn.Module):
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same of an `x` that is multiplied already."""
+        raise NotImplementedError
+
+
+class InputQuantizer(_Quantizer):
+    """Static codes: one calibrated scale for the whole tensor.
+
+    Args:
+        scale: float32 scalar.
+        zero_point: uint8 scalar.
+        multiplier: float32 [in], the reciprocal of the smoothing vector; None without.
+        bits: of the codes, which uint8 carries.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self, scale: Tensor, zero_point: Tensor, multiplier: Tensor | None, bits: int = 8
+    ) -> None:
+        super().__init__(multiplier, bits)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+
+    def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes of a multiplied `x` [..., in], the scalar scale and zero point."""
         return quantize(x, self.scale, self.zero_point, self.grid), self.scale, self.zero_point
 
 
-class TokenQuantizer(nn.Module):
-    """Dynamic codes of a Linear's input: every token has a symmetric scale of its own.
+class TokenQuantizer(_Quantizer):
+    """Dynamic codes: every token has a symmetric scale of its own.
 
     An answer depends neither on calibration nor on the texts beside it in a batch.
 
@@ -66,20 +79,11 @@ class TokenQuantizer(nn.Module):
         bits: of the codes, which uint8 carries around a zero point in the middle.
     """
 
-    multiplier: Tensor | None
-
     def __init__(self, multiplier: Tensor | None, bits: int = 8) -> None:
-        super().__init__()
-        self.register_buffer("multiplier", multiplier)
-        self.grid = asymmetric_grid(bits)
-        self.bits = bits
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes of `x` [..., in] as uint8 [..., in], scales [..., 1] and their zero point."""
-        return self.codes(x if self.multiplier is None else x * self.multiplier)
+        super().__init__(multiplier, bits)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of an `x` that is multiplied already."""
+        """Codes of a multiplied `x` [..., in], scales [..., 1] and the scalar zero point."""
         bound = x.abs().amax(-1, keepdim=True)
         scale, _ = scale_and_zero_point(-bound, bound, symmetric_grid(self.bits))
         zero_point = torch.full((), centre(self.grid), dtype=self.grid.dtype, device=x.device)
