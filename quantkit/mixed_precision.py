@@ -19,8 +19,7 @@ from quantkit.budget import Budget, fitted_factor, resolution_of
 from quantkit.closeness import FloatAnswers, divergence_power
 from quantkit.metrics import MAIN
 from quantkit.placement import swap
-from quantkit.ptq import Quantized
-from quantkit.ptq.weights import Progress
+from quantkit.ptq import Progress, Quantized
 from quantkit.recipe import Recipe
 from quantkit.sensitivity import Sensitivity, UnitSensitivity, apart, swappable
 from quantkit.units import Unit
@@ -145,9 +144,9 @@ def search(
 def cheapest(order: Sequence[str], accepts: Callable[[Names], bool]) -> Names:
     """The units to promote: the shortest accepted beginning of `order`, without what can be spared.
 
-    The beginning is found by bisection, which takes it that more promotions never do harm; where
-    they do, it is still accepted, and perhaps not the shortest. Then each of its units, the least
-    useful first, is left out if the rest is accepted: none of the result can be left out of it.
+    The beginning is found by bisection. Then each of its units, the least useful first, is left
+    out if the rest is accepted. Where more promotions never do harm, no unit of the result can be
+    left out; where they do, the result is accepted all the same, and perhaps not the shortest.
 
     Args:
         order: the most useful first; all of them together are accepted.

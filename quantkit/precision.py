@@ -9,7 +9,7 @@ from quantkit.data import inputs_of, load_task
 from quantkit.errors import RecipeError
 from quantkit.files import refuse_existing
 from quantkit.mixed_precision import Mixed
-from quantkit.ptq.weights import Progress
+from quantkit.ptq import Progress
 from quantkit.recipe import Recipe
 from quantkit.runs import Run
 from quantkit.sensitivity import Sensitivity
@@ -116,6 +116,7 @@ def ptq_within(
         held_out=inputs_of(material.task.splits["validation"], material.task.head),
         overwrite=overwrite,
         notes=(*mixed.notes(answers), *_left_out(recipe)),
+        progress=progress,
     )
     bench.close()
     return Within(mixed, found, made, answers.closeness(made.quantized.model))

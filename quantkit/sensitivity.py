@@ -28,9 +28,8 @@ from quantkit.heads import Kind
 from quantkit.metrics import MAIN
 from quantkit.partial import PartialResults
 from quantkit.placement import decide, swap
-from quantkit.ptq import LayerStore, Quantized, quantize
+from quantkit.ptq import LayerStore, Progress, Quantized, quantize
 from quantkit.ptq.resume import fingerprint
-from quantkit.ptq.weights import Progress
 from quantkit.recipe import Recipe, recipe_hash
 from quantkit.replay import Replay
 from quantkit.units import Sizes, Unit, sizes_of, units_of
@@ -181,17 +180,7 @@ def analyse(
             fold=False,
         )
         _measure(shadow, quantized, encoder, units, texts, kl_texts, finished, say)
-    found = [UnitSensitivity.from_json(_got(finished, unit.name)) for unit in units]
-    return Sensitivity(
-        mark,
-        texts.head.kind,
-        MAIN[texts.head.kind],
-        float(_got(finished, FLOAT)["score"]),
-        row_count(texts),
-        row_count(kl_texts),
-        Closeness.from_json(_got(finished, WHOLE)),
-        tuple(sorted(found, key=lambda each: -each.closeness.divergence)),
-    )
+    return _gathered(mark, units, texts, kl_texts, finished)
 
 
 def apart(recipe: Recipe) -> Recipe:
@@ -251,6 +240,27 @@ def _measure(
         say("measuring units", done + 1, len(units))
     if finished.get(WHOLE) is None:
         finished.put(WHOLE, answers.closeness(quantized.model).to_json())
+
+
+def _gathered(
+    mark: str,
+    units: Sequence[Unit],
+    texts: Encoded,
+    kl_texts: Encoded,
+    finished: PartialResults,
+) -> Sensitivity:
+    """What is finished, which is all of it, in order."""
+    found = [UnitSensitivity.from_json(_got(finished, unit.name)) for unit in units]
+    return Sensitivity(
+        mark,
+        texts.head.kind,
+        MAIN[texts.head.kind],
+        float(_got(finished, FLOAT)["score"]),
+        row_count(texts),
+        row_count(kl_texts),
+        Closeness.from_json(_got(finished, WHOLE)),
+        tuple(sorted(found, key=lambda each: -each.closeness.divergence)),
+    )
 
 
 def _mark(

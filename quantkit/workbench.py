@@ -27,8 +27,7 @@ from quantkit.files import write_json
 from quantkit.heads import Head
 from quantkit.mixed_precision import Mixed, Sources, eight_bit, search
 from quantkit.partial import PartialResults
-from quantkit.ptq import LayerStore, Quantized, quantize
-from quantkit.ptq.weights import Progress
+from quantkit.ptq import LayerStore, Progress, Quantized, quantize
 from quantkit.recipe import Recipe
 from quantkit.sensitivity import Sensitivity, analyse, apart
 from quantkit.tokenization import Inputs

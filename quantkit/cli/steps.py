@@ -1,5 +1,6 @@
 """Steps that several commands take, each saying what came out."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 EXAMPLE = "makanannya enak sekali"
+COSTLIEST = 5  # layers that are named with what they lost
 
 
 def run_and_recipe(
@@ -92,10 +94,26 @@ def ptq_and_say(recipe: "Recipe", run: "Run", data: Path | None, overwrite: bool
 
 def say_quantized(made: Any) -> None:  # noqa: ANN401
     """Where a quantized folder lies, and what is to be known of it."""
+    for line in _costs(made.quantized.decisions):
+        say(line)
     for note in made.quantized.notes:
         say(f"Note: {note}")
     say(f"Packed checkpoint: {made.folder}")
     say(f"ONNX, verified on {made.exported.parity.rows} rows: {made.exported.path}")
+
+
+def _costs(decisions: Sequence[Any]) -> list[str]:
+    """The inputs whose products lost most, the worst first."""
+    worst = sorted(decisions, key=lambda decision: decision.error, reverse=True)[:COSTLIEST]
+    if not worst:
+        return []
+    width = max(len(decision.linears[0]) for decision in worst)
+    lines = [
+        f"  {decision.linears[0]:<{width}}  {decision.bits} bits  "
+        f"{-10.0 * math.log10(max(decision.error, 1e-12)):5.1f} dB"
+        for decision in worst
+    ]
+    return [f"Least exact of {len(decisions)} products (all are in quantkit.json):", *lines]
 
 
 def measure_and_say(
