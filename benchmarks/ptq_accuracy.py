@@ -304,7 +304,7 @@ def _means(units: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float,
     """Mean score, change and agreement in percent, and the number of units they are of."""
     rows = []
     for unit in units:
-        entry, main = unit["scores"][name], unit["main"]
+        entry, main = unit["scores"].get(name, {}), unit["main"]
         if main in entry:
             change = entry["change"]["value"] if "change" in entry else 0.0
             rows.append((entry[main]["value"], change, entry.get("agreement", 1.0)))
