@@ -73,6 +73,17 @@ def test_no_promotion_can_be_spared_and_at_most_one_is_too_many(seed: int) -> No
     assert costs.price(found) <= costs.best() + max(costs.bytes.values())
 
 
+def test_a_hopeless_trial_is_not_made() -> None:
+    costs = _Costs(0, even=False)
+    found, asked = cheapest(costs.order, costs.accepts), len(costs.asked)
+
+    def hopeless(chosen: frozenset[str], name: str) -> bool:
+        return not _Costs(0, even=False).accepts(chosen - {name})
+
+    assert cheapest(costs.order, costs.accepts, hopeless) == found
+    assert len(costs.asked) - asked < asked
+
+
 def test_where_more_promotions_do_harm_the_result_is_still_accepted() -> None:
     accepted = [frozenset("ab"), frozenset("abcd")]
     assert cheapest("abcd", accepted.__contains__) in accepted

@@ -99,7 +99,10 @@ class Histogram:
         return self.low.double().lerp(self.high.double(), place / self.bins)
 
     def clipped_texts(self, low: Tensor, high: Tensor) -> float:
-        """Share of texts with a value outside `low..high` [1]: an upper bound, bins are whole.
+        """Share of texts with a value outside `low..high` [1].
+
+        A text counts when the whole bin of its extreme lies outside, and twice when it is
+        clipped at both ends; the share is never above 1.
 
         Raises:
             ValueError: the histogram has several ranges, and so does not count texts.

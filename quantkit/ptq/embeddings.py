@@ -17,6 +17,8 @@ from quantkit.recipe import Recipe
 
 __all__ = ["embeddings"]
 
+ROWS = 2048  # of a table that are rounded at a time
+
 
 def embeddings(
     model: nn.Module,
@@ -63,8 +65,11 @@ def _rows(table: Tensor, bits: int) -> Integers:
 
 
 def _nearest(table: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Nearest codes, a part of the rows at a time: tables are the largest tensors of a model."""
     grid = symmetric_grid(bits)
-    return numerics.quantize(table, scale, torch.zeros((), dtype=grid.dtype), grid)
+    zero = torch.zeros((), dtype=grid.dtype)
+    parts = zip(torch.split(table, ROWS), torch.split(scale, ROWS), strict=True)
+    return torch.cat([numerics.quantize(rows, scales, zero, grid) for rows, scales in parts])
 
 
 def _four_bits(name: str, table: Tensor, recipe: Recipe, counts: Tensor) -> QuantEmbedding:
