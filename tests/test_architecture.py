@@ -41,6 +41,7 @@ LAYERS = [
     "train",
     "starting_point",
     "rows providers onnx_file",
+    "session",
     "runtime",
     "worker",
     "exporter",

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 import quantkit
-from quantkit import runtime
+from quantkit import session as sessions
 from quantkit.answers import Aspects, Labels, Prediction, Value, Vector, Words
 from quantkit.errors import DataError
 from quantkit.exporter import export
@@ -212,7 +212,7 @@ def test_threads_do_not_set_the_limits_of_one_tokenizer_at_once(
         yield from tokenize(*args, **options)
         tokenizing -= 1
 
-    monkeypatch.setattr(runtime, "tokenize", slow)
+    monkeypatch.setattr(sessions, "tokenize", slow)
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(session.predict, [[LONG]] * 4))
     assert found == [expected] * 4
