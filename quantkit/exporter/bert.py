@@ -8,14 +8,11 @@ from transformers import PreTrainedModel
 
 from quantkit.encoder import EmbeddingPlan, EncoderPlan, LayerPlan, describe, unroll
 from quantkit.exporter.cpu import CpuEmitter
+from quantkit.exporter.emitter import Emitter
 from quantkit.exporter.graph import GraphWriter
+from quantkit.exporter.names import attention_name
 
-__all__ = ["attention_name", "build"]
-
-
-def attention_name(layer: LayerPlan) -> str:
-    """Graph value with a layer's attention context, before its output projection."""
-    return f"{layer.attention_output.linears[0]}/context"
+__all__ = ["build"]
 
 
 def build(model: PreTrainedModel, metadata: Mapping[str, str]) -> onnx.ModelProto:
@@ -27,12 +24,12 @@ def build(model: PreTrainedModel, metadata: Mapping[str, str]) -> onnx.ModelProt
     """
     model = unroll(model)
     plan, graph = describe(model), GraphWriter()
-    emitter = CpuEmitter(graph, model)
+    emitter: Emitter = CpuEmitter(graph, model)
     hidden = _embeddings(plan, graph, emitter)
-    mask = graph.add("Cast", "attention_mask", to=onnx.TensorProto.INT32)
+    mask = emitter.mask("attention_mask")
     for layer in plan.layers:
         hidden = _layer(layer, plan.heads, emitter, hidden, mask)
-    graph.add("Identity", _head(plan, graph, emitter, hidden), name=plan.output)
+    emitter.result(_head(plan, graph, emitter, hidden), plan.output)
     return graph.finish(
         dict.fromkeys(plan.arguments, ("batch", "length")),
         plan.output,
@@ -48,7 +45,7 @@ def _output_shape(model: PreTrainedModel, plan: EncoderPlan) -> Sequence[str | i
     return ("batch", labels) if plan.head.kind == "sequence" else ("batch", "length", labels)
 
 
-def _embeddings(plan: EncoderPlan, graph: GraphWriter, emitter: CpuEmitter) -> str:
+def _embeddings(plan: EncoderPlan, graph: GraphWriter, emitter: Emitter) -> str:
     embedding = plan.embedding
     total = emitter.embed(embedding.words, "input_ids")
     if embedding.types is not None:
@@ -75,7 +72,7 @@ def _positions(embedding: EmbeddingPlan, graph: GraphWriter) -> str:
     return graph.add("Add", places, padding)
 
 
-def _layer(layer: LayerPlan, heads: int, emitter: CpuEmitter, hidden: str, mask: str) -> str:
+def _layer(layer: LayerPlan, heads: int, emitter: Emitter, hidden: str, mask: str) -> str:
     context = emitter.self_attention(
         layer.query_key_value, hidden, mask, heads, attention_name(layer)
     )
@@ -85,10 +82,16 @@ def _layer(layer: LayerPlan, heads: int, emitter: CpuEmitter, hidden: str, mask:
     return emitter.norm(layer.output_norm, emitter.linear(layer.output, inner), hidden)
 
 
-def _head(plan: EncoderPlan, graph: GraphWriter, emitter: CpuEmitter, hidden: str) -> str:
+def _head(plan: EncoderPlan, graph: GraphWriter, emitter: Emitter, hidden: str) -> str:
     head = plan.head
     if head.kind == "sequence":
-        hidden = graph.add("Gather", hidden, graph.constant("zero", np.array(0)), axis=1)
+        # One token of each text, but three axes: ONNX Runtime makes a float Gemm of a
+        # quantized product with a bias over two.
+        hidden = graph.add("Gather", hidden, graph.constant("first", np.array([0])), axis=1)
     if head.dense is not None and head.function is not None:
         hidden = emitter.function(head.function, emitter.linear(head.dense, hidden))
-    return hidden if head.classifier is None else emitter.linear(head.classifier, hidden)
+    if head.classifier is not None:
+        hidden = emitter.linear(head.classifier, hidden)
+    if head.kind == "sequence":
+        hidden = graph.add("Squeeze", hidden, graph.constant("token_axis", np.array([1])))
+    return hidden

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quantkit.encoder import EncoderPlan, LayerPlan, SharedInput
-from quantkit.exporter.bert import attention_name
 from quantkit.exporter.constants import constant_value
-from quantkit.exporter.cpu import codes_name, is_fused, product_name, token_scale_name
+from quantkit.exporter.cpu import is_fused
 from quantkit.exporter.initializers import merged_bias, merged_codes, merged_scale
+from quantkit.exporter.names import attention_name, codes_name, product_name, token_scale_name
 from quantkit.modules import InputQuantizer, QuantLinear, TokenQuantizer
 
 __all__ = ["BlockErrors", "block_taps", "check_blocks", "check_stored"]
@@ -103,7 +103,7 @@ def _check_head(
     """What stands on the last layer, and the file's output."""
     head = plan.head
     if head.kind == "sequence":
-        hidden = hidden[:, 0]
+        hidden = hidden[:, :1]  # one token, three axes, as in the graph
     if head.dense is not None and head.function is not None:
         _check_linear(model, head.dense, hidden, values, errors)
         product = torch.from_numpy(values[product_name(head.dense)])
@@ -111,7 +111,7 @@ def _check_head(
     if head.classifier is not None:
         _check_linear(model, head.classifier, hidden, values, errors)
         hidden = torch.from_numpy(values[product_name(head.classifier)])
-    errors.floats(values[plan.output], hidden)
+    errors.floats(values[plan.output], hidden[:, 0] if head.kind == "sequence" else hidden)
 
 
 def _check_layer(

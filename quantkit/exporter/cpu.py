@@ -18,28 +18,14 @@ from quantkit.encoder import SharedInput
 from quantkit.errors import CheckpointError
 from quantkit.exporter.graph import CONTRIB, GraphWriter
 from quantkit.exporter.initializers import Initializers, array
+from quantkit.exporter.names import codes_name, product_name, token_scale_name
 from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear, TokenQuantizer
 from quantkit.numerics import centre, symmetric_grid
 
-__all__ = ["CpuEmitter", "codes_name", "is_fused", "product_name", "token_scale_name"]
+__all__ = ["CpuEmitter", "is_fused"]
 
 FLOAT = onnx.TensorProto.FLOAT
 LAST = np.array([-1])  # axis
-
-
-def codes_name(shared: SharedInput) -> str:
-    """Graph value with the uint8 codes of a shared input."""
-    return f"{shared.linears[0]}/codes"
-
-
-def product_name(shared: SharedInput) -> str:
-    """Graph value with the merged Linears' result, bias included."""
-    return f"{shared.linears[0]}/product"
-
-
-def token_scale_name(shared: SharedInput) -> str:
-    """Graph value with the scales [..., 1] of a shared input that has one per token."""
-    return f"{shared.linears[0]}/scale"
 
 
 class _Operands(NamedTuple):
@@ -62,6 +48,10 @@ class CpuEmitter:
         self._graph = graph
         self._model = model
         self._initializers = Initializers(graph)
+
+    def mask(self, name: str) -> str:
+        """The input `name`, int64, as int32 [batch, length]: 1 where a token stands."""
+        return self._graph.add("Cast", name, to=onnx.TensorProto.INT32)
 
     def embed(self, name: str, ids: str) -> str:
         """Rows `ids` [...] of the embedding table `name` as float32 [..., dim]."""
@@ -259,6 +249,10 @@ class CpuEmitter:
     def function(self, name: Literal["tanh", "relu", "gelu"], x: str) -> str:
         """A function that a head applies without a module for it."""
         return self._graph.add({"tanh": "Tanh", "relu": "Relu", "gelu": "Gelu"}[name], x)
+
+    def result(self, x: str, name: str) -> str:
+        """The graph's output `name`: `x` itself."""
+        return self._graph.add("Identity", x, name=name)
 
 
 # The classes that transformers makes of `hidden_act`, and ONNX's name for their formula.
