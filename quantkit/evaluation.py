@@ -77,13 +77,7 @@ def _order(head: Head, task: TaskData, folder: Path) -> np.ndarray | None:
     same = head.kind == wanted.kind == "classification" and set(head.labels) == set(wanted.labels)
     if not same:
         raise DataError(
-            f"{folder} answers {_described(head)}; {task.name} asks for {_described(wanted)}. "
+            f"{folder} answers {head.described()}; {task.name} asks for {wanted.described()}. "
             f"Choose the task it was trained on with --task."
         )
     return np.array([wanted.labels.index(label) for label in head.labels])
-
-
-def _described(head: Head) -> str:
-    names = f" ({', '.join(head.labels)})" if head.labels else ""
-    aspects = f" of {', '.join(head.aspects)}" if head.aspects else ""
-    return f"{head.kind}{names}{aspects}"

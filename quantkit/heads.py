@@ -52,6 +52,12 @@ class Head:
             return tuple(f"{aspect}:{label}" for aspect in self.aspects for label in self.labels)
         return ("value",) if self.kind == "regression" else self.labels
 
+    def described(self) -> str:
+        """What is answered, for messages: the kind, its labels and its aspects."""
+        names = f" ({', '.join(self.labels)})" if self.labels else ""
+        aspects = f" of {', '.join(self.aspects)}" if self.aspects else ""
+        return f"{self.kind}{names}{aspects}"
+
     def decide(self, logits: np.ndarray) -> np.ndarray:
         """The answers of `logits` [..., outputs].
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from quantkit.recipe import Finetune
+from quantkit.recipe import Training
 
 __all__ = ["lr_factor", "parameter_groups", "set_dropout"]
 
@@ -37,16 +37,14 @@ def set_dropout(model: nn.Module, share: float) -> None:
             setattr(config, name, share)
 
 
-def parameter_groups(model: nn.Module, settings: Finetune) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, settings: Training) -> list[dict[str, Any]]:
     """AdamW's two groups: matrices with weight decay; biases and norm weights without."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]
-    # `initial_lr` is what the schedule of a resumed run scales.
-    rates = {"lr": settings.lr, "initial_lr": settings.lr}
     return [
-        {"params": matrices, "weight_decay": settings.weight_decay, **rates},
-        {"params": vectors, "weight_decay": 0.0, **rates},
+        {"params": matrices, "weight_decay": settings.weight_decay, "lr": settings.lr},
+        {"params": vectors, "weight_decay": 0.0, "lr": settings.lr},
     ]
 
 

@@ -31,20 +31,23 @@ from quantkit.slots import (
     Calibration,
     Embeddings,
     Export,
-    Finetune,
     Rounding,
     Weights,
 )
 from quantkit.source import Source
+from quantkit.training_slots import Distill, Distillation, Finetune, Training
 
 __all__ = [
     "Activations",
     "Bench",
     "Calibration",
+    "Distill",
+    "Distillation",
     "Embeddings",
     "Export",
     "Finetune",
     "Recipe",
+    "Training",
     "Weights",
     "builtin_recipe",
     "load_recipe",
@@ -83,6 +86,7 @@ class Recipe:
     bias_correction: bool = False  # mean outputs as in float, on the calibration texts
     skip: tuple[str, ...] = ("classifier",)  # patterns over module names that stay in float
     eight_bits: tuple[str, ...] = ()  # patterns that have 8 bits where the rest has 4
+    distill: Distill | None = None  # how a smaller student learns; null: the defaults
     export: Export = Field(default_factory=Export)
     bench: Bench = Field(default_factory=Bench)
 

@@ -17,35 +17,14 @@ __all__ = [
     "Calibration",
     "Embeddings",
     "Export",
-    "Finetune",
     "Rounding",
     "Weights",
 ]
 
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Named = Field(discriminator="name")
 Group = Annotated[int, Field(ge=8, multiple_of=2)]
-
-
-@dataclass(frozen=True, config=STRICT)
-class Finetune:
-    """Fine-tuning: AdamW, linear warm-up and decay, the best epoch by validation score."""
-
-    epochs: Positive = 3
-    batch_size: Positive = 32  # rows per update, over all processes
-    accumulation: Positive = 1  # parts that each process makes of its share of a batch
-    checkpointing: bool = False  # compute activations twice instead of keeping them
-    patience: Positive | None = None  # stop after so many epochs without a better one
-    lr: Annotated[float, Field(gt=0.0)] = 2e-5
-    warmup: Share = 0.1  # share of all steps
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    dropout: Share = 0.1
-    gradient_clip: Annotated[float, Field(gt=0.0)] = 1.0  # global L2 norm
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"  # auto: bf16 on a GPU that has it
-    save_every: Positive = 200  # steps between states a killed run can resume from
-    seed: Seed = 0
 
 
 @dataclass(frozen=True, config=STRICT)

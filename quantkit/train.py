@@ -1,4 +1,6 @@
-"""Fine-tuning: one plain loop that a kill can interrupt anywhere and `resume` goes on with.
+"""Training: one plain loop that a kill can interrupt anywhere and `resume` goes on with.
+
+It serves fine-tuning, distillation and quantization-aware training: see `method`.
 
 Under `accelerate launch` every process makes the same batches and takes its share of each.
 Losses are sums divided by the number of labels in the whole batch, so that neither the number
@@ -26,12 +28,12 @@ from quantkit.batching import (
     collate,
     ordered_batches,
 )
-from quantkit.errors import CheckpointError, QuantkitError, RecipeError
-from quantkit.losses import loss_sum
+from quantkit.errors import QuantkitError
 from quantkit.memory import resident_bytes
-from quantkit.optimization import lr_factor, parameter_groups, set_dropout
+from quantkit.method import Divergence, Method, plain
+from quantkit.optimization import lr_factor, set_dropout
 from quantkit.prediction import Outputs, mean_loss, outputs_of, predict_windows
-from quantkit.recipe import Finetune
+from quantkit.recipe import Training
 from quantkit.training_setup import accelerating, checkpointing, reporting
 from quantkit.training_state import Position, StateStore, copy_weights, fingerprint_of, load_weights
 
@@ -70,11 +72,12 @@ def finetune(
     model: nn.Module,
     train: Encoded,
     validation: Encoded,
-    settings: Finetune,
+    settings: Training,
     *,
     pad_token_id: int,
     score: Score,
     state_folder: Path | None,
+    method: Method | None = None,
     resume: bool = False,
     progress: bool = True,
     on_step: Callable[[int], None] | None = None,
@@ -92,6 +95,7 @@ def finetune(
         pad_token_id: fills the shorter rows of a batch.
         score: of all validation rows; higher is better; of equal epochs the earlier one wins.
         state_folder: where to save every `save_every` steps and after each epoch, or nowhere.
+        method: what is minimised, with which knobs; default: plain fine-tuning.
         resume: go on from the state in `state_folder`; without a state, begin.
         progress: show a bar if stderr is a terminal. A line per epoch goes there anyway.
         on_step: called after each step with the number of steps that are done.
@@ -99,13 +103,17 @@ def finetune(
     Raises:
         CheckpointError: the first loss is not finite, or the saved state is damaged.
         DataError: no rows, or a label outside the classes.
-        RecipeError: training diverged, or the saved state is of other settings or data.
+        RecipeError: training diverged, or the saved state is of other settings or data; of a
+            divergence `method` may make another error.
     """
     check_rows(train=train, validation=validation)
-    inputs = _Inputs(train, validation, settings, pad_token_id, score)
+    method = method or plain(model, train.head, settings)
+    inputs = _Inputs(train, validation, settings, pad_token_id, score, method)
     set_seed(settings.seed)
     set_dropout(model, settings.dropout)
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings), fused=True)
+    # `initial_lr` is what the schedule of a resumed run scales.
+    groups = [{**group, "initial_lr": group["lr"]} for group in method.groups]
+    optimizer = torch.optim.AdamW(groups, fused=True)
     with (
         accelerating(model, settings.precision) as accelerator,
         checkpointing(model, settings.checkpointing),
@@ -134,9 +142,10 @@ class _Inputs:
 
     train: Encoded
     validation: Encoded
-    settings: Finetune
+    settings: Training
     pad_token_id: int
     score: Score
+    method: Method
 
     @property
     def steps(self) -> int:
@@ -151,8 +160,13 @@ class _Inputs:
         return patience is not None and position.epoch - position.best_epoch >= patience
 
     def fingerprint(self, model: nn.Module) -> str:
-        parts = [self.train.digest(), self.validation.digest(), self.pad_token_id]
+        parts: list[object] = [self.train.digest(), self.validation.digest(), self.pad_token_id]
+        parts += [] if self.method.identity is None else [self.method.identity]
         return fingerprint_of(model, asdict(self.settings), self.train.head.to_json(), *parts)
+
+    def diverged(self, what: str, value: float, steps: int) -> QuantkitError:
+        """The error that a value that is no number ends in, after so many steps."""
+        return self.method.explain(Divergence(what, value, steps, self.settings.lr))
 
 
 @dataclass(frozen=True)
@@ -177,6 +191,7 @@ def _train_epoch(loop: _Loop, position: Position, best: Weights) -> Position:
     loop.model.train()
     for indices in batches[position.batch :]:
         started = time.perf_counter()
+        loop.inputs.method.before_step(position.step, loop.inputs.steps)
         labels = data.count(indices)
         loss = _step(loop, indices, max(1, labels), position.step)
         position = position.after_step(loss * labels, labels, time.perf_counter() - started)
@@ -202,10 +217,10 @@ def _step(loop: _Loop, indices: Sequence[int], labels: int, step: int) -> float:
             accelerator.backward(loss * accelerator.num_processes)
     value = float(accelerator.reduce(total, reduction="sum"))
     if not math.isfinite(value):
-        raise _diverged("loss", value, step, settings.lr)
+        raise loop.inputs.diverged("loss", value, step)
     norm = accelerator.clip_grad_norm_(loop.model.parameters(), settings.gradient_clip)
     if not math.isfinite(float(norm)):
-        raise _diverged("norm of the gradient", float(norm), step, settings.lr)
+        raise loop.inputs.diverged("norm of the gradient", float(norm), step)
     loop.optimizer.step()
     loop.schedule.step()
     loop.optimizer.zero_grad()
@@ -216,8 +231,8 @@ def _part_loss(loop: _Loop, indices: Sequence[int]) -> Tensor:
     data, device = loop.inputs.train, loop.accelerator.device
     batch = collate(data, indices, loop.inputs.pad_token_id)
     labels = batch.pop("labels").to(device)
-    answer = loop.model(**{name: value.to(device) for name, value in batch.items()})
-    return loss_sum(data.head, answer.logits, labels)
+    inputs = {name: value.to(device) for name, value in batch.items()}
+    return loop.inputs.method.objective(loop.model, inputs, labels)
 
 
 def _parts(
@@ -270,7 +285,7 @@ def _validate(loop: _Loop, steps: int) -> tuple[float, float]:
     outputs = outputs_of(data, windows)
     loss = mean_loss(data, outputs)
     if not math.isfinite(loss):
-        raise _diverged("validation loss", loss, steps, loop.inputs.settings.lr)
+        raise loop.inputs.diverged("validation loss", loss, steps)
     return loss, float(loop.inputs.score(data.references(), outputs))
 
 
@@ -296,18 +311,6 @@ def _result(
         processes=accelerator.num_processes,
         precision={"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
         stopped_early=inputs.stopped(position) and position.epoch < inputs.settings.epochs,
-    )
-
-
-def _diverged(what: str, value: float, steps: int, lr: float) -> QuantkitError:
-    if steps == 0:
-        return CheckpointError(
-            f"The {what} is {value} at step 1, before any update. The checkpoint's weights hold "
-            f"NaN or infinite values: check it, or begin with another model."
-        )
-    return RecipeError(
-        f"The {what} is {value} after {steps} steps with finetune.lr {lr}: training diverged. "
-        f"Lower finetune.lr, or raise finetune.warmup, and start over with --overwrite."
     )
 
 
