@@ -128,7 +128,7 @@ def _divergences(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _relations(vectors: Tensor, heads: int, seen: Tensor) -> Tensor:
     """Logarithms of the relations [rows, heads, tokens, tokens]."""
-    parts = vectors.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+    parts = vectors.float().reshape(*vectors.shape[:2], heads, -1).transpose(1, 2)
     scores = parts @ parts.transpose(-1, -2) / sqrt(parts.shape[-1])
     return F.log_softmax(scores.masked_fill(~seen, torch.finfo(scores.dtype).min), -1)
 

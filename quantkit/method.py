@@ -1,6 +1,6 @@
-"""What a training run does apart from the loop: what it minimises, with which knobs, and who
-explains a divergence. Fine-tuning, distillation and quantization-aware training differ in
-nothing else.
+"""What a training run has beside the loop: what it minimises, its knobs, who explains a divergence.
+
+Fine-tuning, distillation and quantization-aware training differ in nothing else.
 """
 
 from collections.abc import Callable, Mapping, Sequence
