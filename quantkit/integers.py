@@ -14,7 +14,14 @@ from torch import Tensor
 
 from quantkit.numerics import symmetric_grid
 
-__all__ = ["LARGEST_MULTIPLIER", "Integers", "pack_nibbles", "unpack_nibbles", "widened"]
+__all__ = [
+    "LARGEST_MULTIPLIER",
+    "Integers",
+    "in_groups",
+    "pack_nibbles",
+    "unpack_nibbles",
+    "widened",
+]
 
 # 18 * 7 = 126 is the largest product that int8's symmetric grid holds.
 LARGEST_MULTIPLIER = symmetric_grid(8).qmax // symmetric_grid(4).qmax
@@ -77,6 +84,11 @@ def widened(codes: Tensor, multipliers: Tensor | None) -> Tensor:
         return codes
     columns, groups = codes.shape[-1], multipliers.shape[-1]
     return codes * multipliers.repeat_interleave(columns // groups, dim=-1)
+
+
+def in_groups(matrix: Tensor, groups: int) -> Tensor:
+    """A view [..., groups, columns / groups] of `matrix` [..., columns]."""
+    return matrix.view(*matrix.shape[:-1], groups, -1)
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from quantkit.numerics import (
     symmetric_grid,
 )
 
-__all__ = ["InputQuantizer", "QuantEmbedding", "QuantLinear", "TokenQuantizer"]
+__all__ = ["InputQuantizer", "QuantEmbedding", "QuantLinear", "Quantizer", "TokenQuantizer"]
 
 
-class _Quantizer(nn.Module):
+class Quantizer(nn.Module):
     """Codes of a Linear's input, after an optional channel multiplier.
 
     Linears that read the same tensor (query, key and value) share one of these: the first
@@ -44,7 +44,7 @@ class _Quantizer(nn.Module):
         raise NotImplementedError
 
 
-class InputQuantizer(_Quantizer):
+class InputQuantizer(Quantizer):
     """Static codes: one calibrated scale for the whole tensor.
 
     Args:
@@ -69,7 +69,7 @@ class InputQuantizer(_Quantizer):
         return quantize(x, self.scale, self.zero_point, self.grid), self.scale, self.zero_point
 
 
-class TokenQuantizer(_Quantizer):
+class TokenQuantizer(Quantizer):
     """Dynamic codes: every token has a symmetric scale of its own.
 
     An answer depends neither on calibration nor on the texts beside it in a batch.

@@ -22,8 +22,10 @@ __all__ = [
     "dequantize",
     "fake_quantize",
     "integer_linear",
+    "learned_fake_quantize",
     "quantize",
     "scale_and_zero_point",
+    "static_grid",
     "symmetric_grid",
 ]
 
@@ -87,6 +89,18 @@ def scale_and_zero_point(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor,
     return scale, zero_point.to(grid.dtype)
 
 
+def static_grid(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scale (float32) and zero point (uint8) of unsigned codes that cover the range `low..high`.
+
+    `symmetric`: the codes lie around `centre`, which stays the zero point whatever the range.
+    """
+    unsigned, signed = asymmetric_grid(bits), symmetric_grid(bits)
+    scale, zero_point = scale_and_zero_point(low, high, signed if symmetric else unsigned)
+    if symmetric:
+        zero_point = zero_point.to(unsigned.dtype) + centre(unsigned)
+    return scale, zero_point
+
+
 def _code(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
     """The code of `x` as a float: the definition itself."""
     return (torch.round(x / scale) + zero_point.to(x.dtype)).clamp(grid.qmin, grid.qmax)
@@ -131,6 +145,70 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> T
         scale = scale.to(x.dtype)
         return dequantize(_code(x, scale, zero_point, grid), scale, zero_point)
     result: Tensor = _FakeQuantize.apply(x, scale, zero_point, grid)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LearnedFakeQuantize(torch.autograd.Function):
+    """x̂ forward; backward the straight-through gradients of x, scale and zero point."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        multipliers: Tensor | None,
+        grid: Grid,
+    ) -> Tensor:
+        step = scale if multipliers is None else scale * multipliers
+        zero = torch.round(zero_point).clamp(grid.qmin, grid.qmax)
+        shifted = torch.round(x / step) + zero
+        inside = (shifted >= grid.qmin) & (shifted <= grid.qmax)
+        codes = shifted.clamp(grid.qmin, grid.qmax) - zero
+        units = codes if multipliers is None else codes * multipliers
+        ctx.save_for_backward(x, scale, zero_point, units, inside)
+        return units * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        x, scale, zero_point, units, inside = ctx.saved_tensors
+        gradient = gradients[0]
+        passed = gradient * inside
+        to_scale = to_zero = None
+        if ctx.needs_input_grad[1]:
+            each = gradient * units - passed * (x / scale)
+            to_scale = each.sum_to_size(scale.shape)
+        if ctx.needs_input_grad[2]:
+            to_zero = ((passed - gradient) * scale).sum_to_size(zero_point.shape)
+        return passed, to_scale, to_zero, None, None
+
+
+def learned_fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, multipliers: Tensor | None = None
+) -> Tensor:
+    """Quantize and dequantize `x` with a range that can be learnt: x̂ = s · (m · (q - z)).
+
+    The value equals `dequantize(quantize(x, s · m, z), ...)` bit for bit, m multiplied into the
+    integers. Gradients are straight-through, with q - z and u = x / (s m):
+
+        dx̂/dx = 1 inside,               0 where q was clipped
+        dx̂/ds = m (q - z - u) inside,   m (q - z) where q was clipped, which is qmin or qmax
+        dx̂/dz = 0 inside,               -s m where q was clipped
+
+    (LSQ, Esser et al. 2020, eq. 3; LSQ+, Bhalgat et al. 2020, for z; without their gradient
+    scale, which is for SGD: Adam undoes it.) On the grid -7..7 with s = 0.5 the value 1.1 has
+    q = 2 and dx̂/ds = 2 - 2.2 = -0.2; the value 9 has q = 7 and dx̂/ds = 7.
+
+    Args:
+        x: float32, any shape.
+        scale: s, float32, broadcasts against `x`.
+        zero_point: z, a real number: rounded, and clamped to the grid.
+        grid: of q.
+        multipliers: m, positive integers as float32, broadcast against `x`; None: all 1.
+    """
+    result: Tensor = _LearnedFakeQuantize.apply(  # type: ignore[no-untyped-call]
+        x, scale, zero_point, multipliers, grid
+    )
     return result
 
 

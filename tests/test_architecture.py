@@ -26,7 +26,7 @@ LAYERS = [
     "calibration placement",
     "moments",
     "ptq",
-    "simulation units",
+    "qat simulation units",
     "hub",
     "checkpoint packed student recurrent",
     "hf",

@@ -9,12 +9,7 @@ from quantkit.calibration import Batch, InputStatistics, collect_observed, extre
 from quantkit.calibrators import Observed
 from quantkit.encoder import SharedInput
 from quantkit.modules import InputQuantizer, TokenQuantizer
-from quantkit.numerics import (
-    asymmetric_grid,
-    centre,
-    scale_and_zero_point,
-    symmetric_grid,
-)
+from quantkit.numerics import asymmetric_grid, static_grid, symmetric_grid
 from quantkit.ptq.smoothing import Smoothing
 from quantkit.recipe import Activations, Recipe
 
@@ -103,9 +98,7 @@ def calibrated(seen: Observed, slot: Activations, *, symmetric: bool) -> Calibra
     """
     unsigned, signed = asymmetric_grid(slot.bits), symmetric_grid(slot.bits)
     low, high = slot.calibrator.range(seen, signed if symmetric else unsigned)
-    scale, zero_point = scale_and_zero_point(low, high, signed if symmetric else unsigned)
-    if symmetric:
-        zero_point = zero_point.to(unsigned.dtype) + centre(unsigned)
+    scale, zero_point = static_grid(low, high, slot.bits, symmetric=symmetric)
     counted = seen.histogram is not None and len(low) == 1
     clipped = seen.counted().clipped_texts(low, high) if counted else 0.0
     return Calibrated(low, high, scale, zero_point, clipped)

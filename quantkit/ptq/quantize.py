@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class Quantized:
     decisions: tuple[InputDecision, ...]
     notes: tuple[str, ...]
     trimmed_rows: int  # word embedding rows removed
+    # The smoothing vector s [in] of each smoothed input, under the name of its first Linear.
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def decisions_json(self) -> list[dict[str, Any]]:
         """The decisions as plain mappings."""
@@ -124,7 +126,12 @@ def quantize(
     if trimmed:
         result.config.vocab_size -= trimmed
     notes = tuple(clipping_notes(decisions, recipe))
-    return Quantized(result.train(False), plan, recipe, decisions, notes, trimmed)
+    vectors = {
+        shared.linears[0]: each.vector
+        for shared, each in smoothing.items()
+        if each.vector is not None
+    }
+    return Quantized(result.train(False), plan, recipe, decisions, notes, trimmed, vectors)
 
 
 def _refuse_simulation(recipe: Recipe) -> None:
