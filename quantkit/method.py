@@ -5,6 +5,7 @@ Fine-tuning, distillation and quantization-aware training differ in nothing else
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from quantkit.losses import loss_sum
 from quantkit.optimization import parameter_groups
 from quantkit.recipe import Training
 
-__all__ = ["Batch", "Divergence", "Method", "Objective", "TaskLoss", "plain"]
+__all__ = ["Batch", "Divergence", "Method", "Objective", "TaskLoss", "before_any_update", "plain"]
 
 Batch = Mapping[str, Tensor]
 
@@ -77,19 +78,24 @@ class TaskLoss:
         return loss_sum(self.head, model(**batch).logits, labels)
 
 
-def plain(model: nn.Module, head: Head, settings: Training) -> Method:
-    """Fine-tuning: the task's loss, weight decay on matrices."""
-    return Method(TaskLoss(head), parameter_groups(model, settings), _explain)
+def plain(model: nn.Module, head: Head, settings: Training, slot: str = "finetune") -> Method:
+    """Fine-tuning: the task's loss, weight decay on matrices; `slot` is the settings' name."""
+    return Method(TaskLoss(head), parameter_groups(model, settings), partial(_explain, slot))
 
 
-def _explain(found: Divergence) -> QuantkitError:
+def before_any_update(found: Divergence) -> CheckpointError:
+    """The error of a first step: not training is to blame, but what it begins with."""
+    return CheckpointError(
+        f"The {found.what} is {found.value} at step 1, before any update. The checkpoint's "
+        f"weights hold NaN or infinite values: check it, or begin with another model."
+    )
+
+
+def _explain(slot: str, found: Divergence) -> QuantkitError:
     if found.steps == 0:
-        return CheckpointError(
-            f"The {found.what} is {found.value} at step 1, before any update. The checkpoint's "
-            f"weights hold NaN or infinite values: check it, or begin with another model."
-        )
+        return before_any_update(found)
     return RecipeError(
-        f"The {found.what} is {found.value} after {found.steps} steps with finetune.lr "
-        f"{found.lr}: training diverged. Lower finetune.lr, or raise finetune.warmup, and start "
-        f"over with --overwrite."
+        f"The {found.what} is {found.value} after {found.steps} steps with {slot}.lr {found.lr}: "
+        f"training diverged. Lower {slot}.lr, or raise {slot}.warmup, and start over with "
+        f"--overwrite."
     )

@@ -7,14 +7,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quantkit.answers import decisions
-from quantkit.batching import Encoded, encode, encode_unlabelled
+from quantkit.batching import encode_unlabelled
 from quantkit.calibration_texts import calibration_batches, read_inputs, word_counts
 from quantkit.checkpoint import (
     length_limit,
@@ -23,7 +21,7 @@ from quantkit.checkpoint import (
     save_float,
     takes_token_types,
 )
-from quantkit.data import TaskData, inputs_of, load_task, references_of
+from quantkit.data import inputs_of, load_task
 from quantkit.encoder import describe, head_of
 from quantkit.errors import OutputExistsError, RecipeError
 from quantkit.exporter import Exported, export
@@ -31,7 +29,7 @@ from quantkit.files import new_folder, write_json
 from quantkit.heads import Head
 from quantkit.metrics import main_score
 from quantkit.packed import METADATA, load_packed, save_packed
-from quantkit.prediction import Outputs, predict
+from quantkit.prediction import predict
 from quantkit.ptq import LayerStore, Progress, Quantized, quantize
 from quantkit.recipe import Recipe
 from quantkit.runs import Run
@@ -39,6 +37,7 @@ from quantkit.starting_point import starting_point
 from quantkit.tokenization import Inputs
 from quantkit.train import TrainingResult
 from quantkit.train import finetune as train_model
+from quantkit.training_rows import TrainingRows, padding_of
 from quantkit.trim import Coverage, Trimmed, trim_to_corpus
 
 __all__ = [
@@ -49,6 +48,7 @@ __all__ = [
     "export_folder",
     "finetune",
     "is_main_process",
+    "keep_run",
     "ptq",
     "ptq_checkpoint",
     "read_inputs",
@@ -98,28 +98,41 @@ def finetune(
         shutil.rmtree(run.training_folder, ignore_errors=True)
     run.folder.mkdir(parents=True, exist_ok=True)  # now, not after the first epoch
     processes.wait_for_everyone()
-    train = _encoded(task, "train", start.model, start.tokenizer, limit)
+    rows = TrainingRows.of(task, start.model, start.tokenizer, limit)
     result = train_model(
         start.model,
-        train,
-        _encoded(task, "validation", start.model, start.tokenizer, limit),
+        rows.train,
+        rows.validation,
         recipe.finetune,
-        pad_token_id=_padding(start.tokenizer),
-        score=_score(task.head),
+        pad_token_id=rows.pad_token_id,
+        score=rows.score,
         state_folder=run.training_folder,
         resume=resume,
         progress=progress,
         on_step=on_step,
     )
     if processes.is_main_process:
-        with new_folder(run.float_folder, overwrite=True) as partial:
-            save_float(start.model, start.tokenizer, partial)
-        run.remove_derived()
-        notes = [*task.notes, *start.notes, *_cut_note(train, task, limit)]
-        run.save(recipe, data, {**asdict(result), "notes": notes})
-        shutil.rmtree(run.training_folder, ignore_errors=True)
+        notes = [*rows.notes(), *start.notes]
+        keep_run(recipe, run, data, start.model, start.tokenizer, result, notes)
     processes.wait_for_everyone()
     return result
+
+
+def keep_run(
+    recipe: Recipe,
+    run: Run,
+    data: Path | None,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    result: TrainingResult,
+    notes: Sequence[str],
+) -> None:
+    """Write a trained float model as a run's; what was made of an earlier one goes."""
+    with new_folder(run.float_folder, overwrite=True) as partial:
+        save_float(model, tokenizer, partial)
+    run.remove_derived()
+    run.save(recipe, data, {**asdict(result), "notes": list(notes)})
+    shutil.rmtree(run.training_folder, ignore_errors=True)
 
 
 def ptq(
@@ -261,42 +274,6 @@ def is_main_process() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def _encoded(
-    task: TaskData,
-    split: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-) -> Encoded:
-    rows = task.splits[split]
-    return encode(
-        tokenizer,
-        inputs_of(rows, task.head),
-        task.head,
-        references_of(rows, task.head),
-        max_length,
-        types=takes_token_types(model),
-    )
-
-
-def _score(head: Head) -> Callable[[Any, Outputs], float]:
-    def score(references: Any, outputs: Outputs) -> float:  # noqa: ANN401
-        return main_score(head, references, decisions(head, outputs))
-
-    return score
-
-
-def _cut_note(train: Encoded, task: TaskData, limit: int) -> list[str]:
-    """How many texts lose their end to the limit, if any does."""
-    if not train.cut:
-        return []
-    rows = len(task.splits["train"])
-    return [
-        f"{train.cut} of {rows} training texts ({train.cut / rows:.1%}) have more than {limit} "
-        f"tokens and lose their end."
-    ]
-
-
 def _counts(
     recipe: Recipe,
     model: PreTrainedModel,
@@ -333,12 +310,8 @@ def _cosine_note(
     types = takes_token_types(model)
     encoded = encode_unlabelled(tokenizer, texts, head, max_length, types=types)
     before, after = (
-        predict(each, encoded, pad_token_id=_padding(tokenizer))
+        predict(each, encoded, pad_token_id=padding_of(tokenizer))
         for each in (model, quantized.model)
     )
     mean = main_score(head, before, after)
     return f"Vectors of {len(texts)} texts: mean cosine with the float model's {mean:.6f}."
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    return int(tokenizer.pad_token_id or 0)

@@ -15,7 +15,7 @@ from quantkit.recurrent import build_recurrent
 from quantkit.recurrent_slot import Recurrent
 from quantkit.student import every_second_layer
 
-__all__ = ["StartingPoint", "starting_point"]
+__all__ = ["StartingPoint", "refuse_unlabelled", "starting_point"]
 
 BUILTIN = (
     "The built-in model (4 layers x 256, trained from scratch) on built-in generated data is a "
@@ -43,11 +43,7 @@ def starting_point(recipe: Recipe, task: TaskData) -> StartingPoint:
         CheckpointError: the model cannot be loaded, or has no layers to choose from.
         RecipeError: a task that the model has no head for.
     """
-    if task.head.kind == "features":
-        raise RecipeError(
-            f"The task {task.name} has no labels: a model of features is quantized as it is. "
-            f"Use quantkit ptq --checkpoint MODEL --texts FILE."
-        )
+    refuse_unlabelled(task)
     if recipe.model == "recurrent" or recipe.recurrent is not None:
         return _recurrent(recipe, task)
     if recipe.model == "builtin":
@@ -59,6 +55,19 @@ def starting_point(recipe: Recipe, task: TaskData) -> StartingPoint:
     student = every_second_layer(model)
     note = STUDENT.format(layers=student.config.num_hidden_layers, model=recipe.model)
     return StartingPoint(student, tokenizer, (note,))
+
+
+def refuse_unlabelled(task: TaskData) -> None:
+    """Refuse to train on rows without labels.
+
+    Raises:
+        RecipeError: the task has none.
+    """
+    if task.head.kind == "features":
+        raise RecipeError(
+            f"The task {task.name} has no labels: a model of features is quantized as it is. "
+            f"Use quantkit ptq --checkpoint MODEL --texts FILE."
+        )
 
 
 def _builtin(recipe: Recipe, task: TaskData) -> StartingPoint:

@@ -41,7 +41,7 @@ LAYERS = [
     "mixed_precision",
     "training_setup training_state",
     "train",
-    "starting_point",
+    "starting_point training_rows",
     "rows providers onnx_file",
     "session",
     "runtime",
@@ -50,7 +50,7 @@ LAYERS = [
     "measure",
     "report runs",
     "evaluation pipeline workbench",
-    "comparison study estimate precision",
+    "distill_line comparison study estimate precision",
     "cli",
     "__main__",
 ]
