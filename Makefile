@@ -1,15 +1,18 @@
 # Two commands do all the set-up on a fresh machine:
 #   make quickstart   the main job on the built-in data: fine-tune, quantize, export, measure
 #   make test         ruff, mypy --strict and all tests
+# And one that needs Triton (Linux, some 600 MB), but no GPU:
+#   make test-kernels the CUDA kernels through Triton's interpreter, then compiled for sm_90
 # TORCH_INDEX=URL takes torch from that index, e.g. one with CPU builds only (see README.md).
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
+KERNELS := $(filter-out %_compile.py,$(wildcard tests/test_kernels*.py tests/test_engine*.py))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test install
+.PHONY: quickstart test test-kernels install
 
 quickstart: $(VENV)/run.stamp
 	$(BIN)/quantkit run builtin.yaml --overwrite
@@ -19,6 +22,11 @@ test: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# Triton's interpreter converts arrays in a way that numpy 2.4 no longer allows.
+test-kernels: $(VENV)-kernels/stamp
+	TRITON_INTERPRET=1 $(VENV)-kernels/bin/pytest -W "ignore:Conversion of an array" $(KERNELS)
+	$(VENV)-kernels/bin/pytest tests/test_kernels_compile.py
 
 install: $(VENV)/run.stamp
 
@@ -30,4 +38,10 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	$(PIP) --editable '.[train,cpu,dev]'
+	touch $@
+
+$(VENV)-kernels/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-kernels
+	$(VENV)-kernels/bin/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(VENV)-kernels/bin/pip install --quiet --editable '.[train,cpu,dev]' triton==3.6.0 'numpy<2.4'
 	touch $@

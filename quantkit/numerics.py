@@ -24,6 +24,7 @@ __all__ = [
     "integer_linear",
     "learned_fake_quantize",
     "quantize",
+    "quantize_float8",
     "scale_and_zero_point",
     "static_grid",
     "symmetric_grid",
@@ -236,3 +237,15 @@ def integer_linear(
     accumulator = torch.nn.functional.linear(centred, weight_codes.to(dtype))
     result = accumulator * (input_scale.to(dtype) * weight_scale.squeeze(1))
     return result if bias is None else result + bias
+
+
+def quantize_float8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The float8 e4m3 values of `x` [..., in] and the scale of each row [..., 1], float32.
+
+    A row's largest value becomes 448, the largest of e4m3; the cast rounds half to even. A row
+    too small for a normal float32 scale gets scale 1. The row 1, -2 has the scale 2/448.
+    """
+    top = torch.finfo(torch.float8_e4m3fn).max
+    scale = x.to(torch.float32).abs().amax(-1, keepdim=True) / top
+    scale = torch.where(scale < torch.finfo(torch.float32).tiny, torch.ones_like(scale), scale)
+    return (x / scale).clamp(-top, top).to(torch.float8_e4m3fn), scale

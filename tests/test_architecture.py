@@ -19,6 +19,7 @@ LAYERS = [
     "integers",
     "tokenization",
     "modules",
+    "kernels",
     "encoder",
     "calibrators algorithms",
     "source recurrent_slot slots training_slots",

@@ -1,0 +1,96 @@
+"""Which block sizes a product runs with: measured on the card, once for each size of problem."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from quantkit.kernels.launch import power_of_two, triton
+
+__all__ = ["HOPPER", "SMALL", "Tiles", "chosen", "tiles_for"]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A program computes `outputs` x `tokens` of the result, `inputs` products at a time."""
+
+    outputs: int
+    tokens: int
+    inputs: int
+    warps: int
+    stages: int
+
+    def options(self) -> dict[str, int]:
+        """As a launch takes them."""
+        return {
+            "BLOCK_N": self.outputs,
+            "BLOCK_M": self.tokens,
+            "BLOCK_K": self.inputs,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+
+
+# What is tried on a GPU. A warpgroup's matrix instruction takes 64 outputs at once, so that
+# larger blocks have one or two warpgroups; few tokens want small blocks, to fill 132 processors.
+HOPPER = (
+    Tiles(64, 16, 128, 4, 4),
+    Tiles(64, 32, 128, 4, 4),
+    Tiles(64, 64, 128, 4, 4),
+    Tiles(128, 32, 128, 4, 4),
+    Tiles(128, 64, 128, 4, 4),
+    Tiles(64, 128, 128, 4, 4),
+    Tiles(128, 128, 64, 4, 4),
+    Tiles(128, 128, 128, 8, 3),
+    Tiles(128, 256, 64, 8, 4),
+    Tiles(128, 256, 128, 8, 3),
+    Tiles(256, 128, 128, 8, 3),
+)
+SMALL = Tiles(32, 16, 64, 4, 2)  # for the interpreter
+
+_CHOSEN: dict[tuple[Any, ...], Tiles] = {}
+
+
+def tiles_for(
+    key: Sequence[Any],
+    tokens: int,
+    run: Callable[[Tiles], None],
+    device: torch.device,
+) -> Tiles:
+    """The fastest of `HOPPER` for problems like this one.
+
+    Args:
+        key: all that decides besides the number of tokens: sizes, dtypes, what is fused.
+        tokens: rows of the input; problems up to the same power of two share a choice.
+        run: launches the kernel with some tiles.
+        device: on the CPU, where nothing is to be measured, the tiles are `SMALL`.
+
+    While a CUDA graph is captured nothing can be timed: then it is the choice that the run
+    before the capture made, or a middling one.
+    """
+    if device.type != "cuda":
+        return SMALL
+    where = (*key, power_of_two(tokens), device.index)
+    if where not in _CHOSEN:
+        if torch.cuda.is_current_stream_capturing():
+            return HOPPER[2]
+        _CHOSEN[where] = _fastest(run)
+    return _CHOSEN[where]
+
+
+def chosen() -> list[dict[str, Any]]:
+    """What has been chosen so far, for a record of measurements."""
+    return [{"problem": list(map(str, key)), **asdict(tiles)} for key, tiles in _CHOSEN.items()]
+
+
+def _fastest(run: Callable[[Tiles], None]) -> Tiles:
+    times: dict[Tiles, float] = {}
+    for tiles in HOPPER:
+        try:
+            times[tiles] = triton.testing.do_bench(
+                lambda tiles=tiles: run(tiles), warmup=3, rep=15, return_mode="median"
+            )
+        except triton.runtime.errors.OutOfResources:  # too much shared memory: not for this card
+            continue
+    return min(times, key=times.__getitem__)
