@@ -39,6 +39,11 @@ class _Candidate:
     def path(self) -> Path:
         return find_onnx(self.folder)
 
+    def opened(self, engine: str, device: str) -> Path:
+        """What an engine opens: the torch engine reads the checkpoint, not the file."""
+        file = engine == "onnxruntime" or (engine == "auto" and device == "cpu")
+        return self.path if file else self.folder
+
 
 def bench(
     recipe: Recipe,
@@ -47,11 +52,14 @@ def bench(
     *,
     threads: int | None = None,
     beside: Sequence[Run] = (),
+    engine: str = "auto",
+    device: str = "cpu",
 ) -> Report:
     """Measure files on the full test set; write the report into the run's folder.
 
     The candidates are the run's float model, its quantized one if there is one, and the same
-    of each run in `beside`, e.g. a smaller model trained on the same task.
+    of each run in `beside`, e.g. a smaller model trained on the same task. `engine` and `device`
+    are those of `quantkit.load`.
 
     Raises:
         CheckpointError: the run is not quantized yet, or a file is missing.
@@ -66,12 +74,14 @@ def bench(
     candidates = list(_candidates(recipe, run, head, beside))
     test = task.splits["test"]
     measured = measure(
-        {candidate.name: candidate.path for candidate in candidates},
+        {candidate.name: candidate.opened(engine, device) for candidate in candidates},
         inputs_of(test, task.head),
         shapes=[(b, n) for b in recipe.bench.batches for n in recipe.bench.lengths if n <= limit],
         rounds=recipe.bench.rounds,
         repeats=recipe.bench.repeats,
         threads=threads,
+        engine=engine,
+        device=device,
     )
     packed = run.quantized_folder(recipe) / METADATA
     nothing: dict[str, Any] = {"trimmed_rows": 0, "notes": []}
@@ -91,7 +101,7 @@ def bench(
         seed=recipe.finetune.seed,
         trimmed_bytes=metadata["trimmed_rows"] * width * 4,
         candidates=_reports(candidates, measured, task, run),
-        notes=_notes(candidates, metadata["notes"]),
+        notes=(*_notes(candidates, metadata["notes"]), *_engine_notes(measured)),
         curves=tuple(training["curve"]),
         history=tuple(training["history"]),
     )
@@ -164,3 +174,13 @@ def _notes(candidates: Sequence[_Candidate], quantization: Sequence[str]) -> tup
     """What every run says of its data and model, once each, and of the quantization."""
     notes = [note for candidate in candidates for note in candidate.run.training()["notes"]]
     return (*dict.fromkeys(notes), *quantization)
+
+
+def _engine_notes(measured: dict[str, Measured]) -> list[str]:
+    """How each candidate was opened, and what it held on a GPU."""
+    notes = [f"{name}: {note}" for name, found in measured.items() for note in found.notes]
+    return notes + [
+        f"{name} held at most {found.device_peak_bytes / 1e6:.1f} MB on the GPU."
+        for name, found in measured.items()
+        if found.device_peak_bytes is not None
+    ]

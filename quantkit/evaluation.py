@@ -10,6 +10,7 @@ from quantkit.data import TaskData, inputs_of, load_task, references_of, without
 from quantkit.errors import DataError
 from quantkit.heads import Head
 from quantkit.metrics import Answers, ClassScores, per_class, scores
+from quantkit.onnx_file import folder_of
 from quantkit.runs import Run
 from quantkit.runtime import load
 
@@ -40,7 +41,7 @@ def evaluate_folder(folder: Path, task: str, data: Path | None, split: str) -> E
             task asks.
     """
     session = load(folder)
-    run = Run(session.path.parent.parent.parent)
+    run = Run(folder_of(session.path).parent)
     own = run.recipe() if run.complete else None
     if own is not None and task in ("", own.task):
         rows = load_task(own.task, data or run.data(), own.data)

@@ -63,6 +63,8 @@ class Measured:
     open_seconds: float
     peak_bytes: int  # peak of the process minus what it held after its imports
     imports_bytes: int
+    device_peak_bytes: int | None = None  # of the GPU's memory, as torch counts it
+    notes: tuple[str, ...] = ()  # how the candidate was opened
 
 
 def measure(
@@ -73,6 +75,8 @@ def measure(
     rounds: int,
     repeats: int,
     threads: int | None = None,
+    engine: str = "onnxruntime",
+    device: str = "cpu",
 ) -> dict[str, Measured]:
     """Measure every exported folder or file.
 
@@ -83,13 +87,16 @@ def measure(
         rounds: how often the candidates take turns.
         repeats: timed calls per shape and round, after a warm-up.
         threads: of each candidate; default: what the CPU quota gives.
+        engine: what opens the folders, see `quantkit.load`.
+        device: `cpu` or `cuda`.
 
     Raises:
         MeasurementError: a worker failed; the message holds what it said.
     """
+    options = {"engine": engine, "device": device}
     with ExitStack() as stack:
         workers = {
-            name: stack.enter_context(open_worker(name, path, threads))
+            name: stack.enter_context(open_worker(name, path, threads, options=options))
             for name, path in candidates.items()
         }
         opened = {name: worker.seconds for name, worker in workers.items()}
@@ -108,6 +115,8 @@ def measure(
             opened[name],
             memory[name]["peak"] - memory[name]["imports"],
             memory[name]["imports"],
+            memory[name]["device"],
+            workers[name].notes,
         )
         for name in candidates
     }
@@ -153,6 +162,7 @@ class Worker:
     name: str
     process: "subprocess.Popen[str]"
     seconds: float = 0.0  # to open the file
+    notes: tuple[str, ...] = ()  # on how it was opened
 
     def ask(self, **request: object) -> dict[str, Any]:
         """Send one request and wait for its answer.
@@ -180,10 +190,12 @@ def open_worker(
     path: Path,
     threads: int | None,
     program: Sequence[str] = ("-m", "quantkit.worker"),
+    options: Mapping[str, str] | None = None,
 ) -> Iterator[Worker]:
     """A process with `path` open, which idles between requests and ends with the block.
 
-    `program` is what Python runs there; it speaks the protocol of `quantkit.worker`.
+    `program` is what Python runs there; it speaks the protocol of `quantkit.worker`. `options`
+    go into its request to open.
     """
     with subprocess.Popen(
         [sys.executable, *program],
@@ -194,7 +206,8 @@ def open_worker(
     ) as process:
         worker = Worker(name, process)
         try:
-            worker.seconds = worker.ask(do="open", path=str(path), threads=threads)["seconds"]
+            opened = worker.ask(do="open", path=str(path), threads=threads, **(options or {}))
+            worker.seconds, worker.notes = opened["seconds"], tuple(opened.get("notes", ()))
             yield worker
         finally:
             process.kill()

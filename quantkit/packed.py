@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +22,7 @@ from quantkit.encoder import SharedInput, describe, rolled_config, unroll
 from quantkit.errors import CheckpointError
 from quantkit.files import read_json, write_json
 from quantkit.integers import Integers
+from quantkit.layout import FORMAT, METADATA, WEIGHTS, read_tensors
 from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear, TokenQuantizer
 from quantkit.placement import Plan, quantized_calls, swap
 from quantkit.ptq import Quantized
@@ -38,10 +38,6 @@ __all__ = [
     "read_tensors",
     "save_packed",
 ]
-
-FORMAT = 2
-WEIGHTS = "quantkit.safetensors"
-METADATA = "quantkit.json"
 
 
 @dataclass(frozen=True)
@@ -227,18 +223,3 @@ def _drop_pooler(model: Any, tensors: dict[str, Tensor]) -> None:  # noqa: ANN40
         name.startswith("pooler.") for name in tensors
     ):
         model.pooler = None
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file by name.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (FileNotFoundError, SafetensorError) as problem:
-        raise CheckpointError(
-            f"{path} cannot be read ({problem}). The folder is damaged: quantize again."
-        ) from None

@@ -1,17 +1,20 @@
-"""An exported folder that answers texts: tokenizers, numpy and onnxruntime, no torch.
+"""A folder that answers texts: by default with tokenizers, numpy and onnxruntime, without torch.
 
 session = quantkit.load("runs/smsa/int8")
 session.predict(["makanannya enak sekali"])   # [Prediction(label='positive', score=0.98)]
 """
 
 from collections.abc import Mapping
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from quantkit.answers import Prediction
-from quantkit.errors import CheckpointError
+from quantkit.choice import fastest
+from quantkit.errors import CheckpointError, DependencyError, RecipeError
 from quantkit.onnx_file import ModelFile, find_onnx, folder_of, output_name, read_tokenizer
 from quantkit.providers import (
     available_threads,
@@ -25,11 +28,16 @@ from quantkit.session import Session
 if TYPE_CHECKING:
     import onnxruntime
 
+ENGINES = ("auto", "onnxruntime", "torch")
+DEVICES = ("cpu", "cuda")
+
 __all__ = [
+    "ENGINES",
     "OnnxBackend",
     "Prediction",
     "Session",
     "available_threads",
+    "check_engine",
     "cpu_flags",
     "find_onnx",
     "import_onnxruntime",
@@ -53,20 +61,77 @@ class OnnxBackend:
         return outputs[0].astype(np.float32, copy=False)
 
 
-def load(folder: str | Path, *, device: str = "cpu", threads: int | None = None) -> Session:
-    """Open an exported folder.
+def load(
+    folder: str | Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    engine: str = "auto",
+    precision: str | None = None,
+) -> Session:
+    """Open a folder that `quantkit` has written.
 
     Args:
-        folder: holds `onnx/`, `tokenizer.json` and `config.json`; or one of its .onnx files.
-        device: `cpu` or `cuda`; the file must have been exported for it.
-        threads: of the CPU provider; default: what the machine's CPU quota gives.
+        folder: holds `onnx/`, `tokenizer.json` and `config.json`; or one of its .onnx files. For
+            the torch engine: a packed or float checkpoint.
+        device: `cpu` or `cuda`; an ONNX file must have been exported for it.
+        threads: of ONNX Runtime's CPU provider; default: what the machine's CPU quota gives.
+        engine: `onnxruntime`; `torch`, which reads the checkpoint itself and runs Triton kernels;
+            or `auto`: ONNX Runtime on the CPU, and on CUDA what measures fastest when the folder is
+            opened, of both engines and of the torch engine in float16. The times are in `notes`.
+        precision: of the torch engine, see `quantkit.engine.open_session`.
 
     Raises:
         CheckpointError: no such file, one exported for another device, or one that does not
             say what it answers.
-        DependencyError: onnxruntime is missing, installed twice, or lacks the device.
+        DependencyError: a package is missing or installed twice, or the device is.
+        RecipeError: an engine or device that does not exist.
     """
-    path, name = find_onnx(Path(folder)), provider(device)
+    check_engine(engine, device)
+    if engine == "torch":
+        return _load_torch(Path(folder), device, precision)
+    if engine == "auto" and device == "cuda":
+        packed = Path(folder).is_dir() and precision is None
+        choice = fastest(
+            {"torch": partial(_load_torch, Path(folder), device, precision)}
+            | {"onnxruntime": partial(_load_onnx, Path(folder), device, threads)}
+            | (
+                {"torch float16": partial(_load_torch, Path(folder), device, "float16")}
+                if packed
+                else {}
+            )
+        )
+        choice.session.notes = choice.notes()
+        return choice.session
+    return _load_onnx(Path(folder), device, threads)
+
+
+def check_engine(engine: str, device: str) -> None:
+    """Check the names of an engine and a device.
+
+    Raises:
+        RecipeError: one that does not exist.
+    """
+    for name, value, known in (("engine", engine, ENGINES), ("device", device, DEVICES)):
+        if value not in known:
+            raise RecipeError(f"{name} is {value!r}; quantkit knows {', '.join(known)}.")
+
+
+def _load_torch(folder: Path, device: str, precision: Any) -> Session:  # noqa: ANN401
+    """A session of the torch engine, which this module must not import by itself."""
+    try:
+        engine: Any = import_module("quantkit.engine")
+    except ImportError as problem:
+        raise DependencyError(
+            f"The torch engine cannot be imported ({problem}). pip install 'quantkit[train]'"
+        ) from None
+    session: Session = engine.open_session(folder, device, precision)
+    return session
+
+
+def _load_onnx(folder: Path, device: str, threads: int | None) -> Session:
+    """A session of ONNX Runtime."""
+    path, name = find_onnx(folder), provider(device)
     try:
         inference = import_onnxruntime().InferenceSession(
             str(path), session_options(threads), providers=[name]

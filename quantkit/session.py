@@ -18,7 +18,7 @@ from quantkit.heads import Head
 from quantkit.rows import Part, Row, checked_inputs, read_row
 from quantkit.tokenization import Inputs, Window, merge_words, tokenize
 
-__all__ = ["Arrays", "Backend", "Session"]
+__all__ = ["Arrays", "Backend", "Session", "token_arrays"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -38,6 +38,7 @@ class Session:
     path         of the model's file
     max_length   tokens of a window: longer texts are cut, longer sentences take several
     vocabulary   token ids are below it
+    notes        what is to be known of how it was opened
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Session:
         *,
         max_length: int,
         padding: int,
+        notes: Sequence[str] = (),
     ) -> None:
         self._backend = backend
         self._tokenizer = tokenizer
@@ -57,6 +59,7 @@ class Session:
         self.head = head
         self.path = path
         self.max_length = max_length
+        self.notes = tuple(notes)
         self.vocabulary = tokenizer.get_vocab_size()
 
     @property
@@ -221,6 +224,16 @@ class Session:
             arrays["attention_mask"][row, :count] = 1
             arrays["token_type_ids"][row, :count] = window.types
         return arrays
+
+
+def token_arrays(batch: int, length: int, rows: int) -> dict[str, np.ndarray]:
+    """Full int64 arrays [batch, length] of seeded token ids below `rows`."""
+    ids = np.random.default_rng(0).integers(5, rows, (batch, length))
+    return {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "token_type_ids": np.zeros_like(ids),
+    }
 
 
 def _mean(hidden: np.ndarray, arrays: Arrays) -> np.ndarray:

@@ -3,11 +3,12 @@
 It imports what serving imports and nothing else, so that its memory and its speed are
 those of a server. Requests and answers are JSON, one a line, on stdin and stdout:
 
-    {"do": "open", "path": FOLDER, "threads": N | null}   -> {"seconds": S}
+    {"do": "open", "path": FOLDER, "threads": N | null, "engine": E, "device": D}
+                                                          -> {"seconds": S, "notes": [...]}
     {"do": "predict", "first": [...], "second": [...] | null, "batch_size": B, "file": PATH}
                                                           -> {"outputs": PATH}
     {"do": "time", "batch": B, "length": L, "repeats": N} -> {"seconds": [...]}
-    {"do": "memory"}                                      -> {"imports": BYTES, "peak": BYTES}
+    {"do": "memory"}                -> {"imports": BYTES, "peak": BYTES, "device": BYTES | null}
 
 An error answers {"error": MESSAGE}. The process ends with its standard input. Outputs go
 through the file that the request names, because those of words are many; `read_outputs`
@@ -17,6 +18,7 @@ reads it.
 import json
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ import numpy as np
 
 from quantkit.answers import Outputs
 from quantkit.memory import resident_bytes
-from quantkit.runtime import Session, import_onnxruntime, load
+from quantkit.runtime import import_onnxruntime, load
+from quantkit.session import Session, token_arrays
 from quantkit.tokenization import Inputs
 
 __all__ = ["main", "read_outputs", "resident_bytes", "token_arrays", "write_outputs"]
@@ -34,18 +37,22 @@ WARM_UP = 3
 
 def main() -> None:
     """Serve requests until standard input ends."""
-    import_onnxruntime()
-    imports = resident_bytes()
     session: Session | None = None
+    imports = 0
     for line in sys.stdin:
         request = json.loads(line)
         try:
             if request["do"] == "open":
+                options = {name: request[name] for name in ("engine", "device") if name in request}
+                _import(options.get("engine", "onnxruntime"))
+                imports = resident_bytes()
                 start = time.perf_counter()
-                session = load(request["path"], threads=request["threads"])
-                answer: dict[str, Any] = {"seconds": time.perf_counter() - start}
+                session = load(request["path"], threads=request["threads"], **options)
+                seconds = time.perf_counter() - start
+                answer: dict[str, Any] = {"seconds": seconds, "notes": list(session.notes)}
             elif request["do"] == "memory":
-                answer = {"imports": imports, "peak": resident_bytes(peak=True)}
+                peak, device = resident_bytes(peak=True), _device_bytes()
+                answer = {"imports": imports, "peak": peak, "device": device}
             elif session is None:
                 answer = {"error": "no candidate is open"}
             else:
@@ -54,6 +61,22 @@ def main() -> None:
             answer = {"error": f"{type(problem).__name__}: {problem}"}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+
+
+def _import(engine: str) -> None:
+    """What an engine is made of, so that its memory is not counted as the model's."""
+    if engine in ("auto", "onnxruntime"):
+        import_onnxruntime()
+    if engine in ("auto", "torch"):
+        import_module("quantkit.engine")
+
+
+def _device_bytes() -> int | None:
+    """The most that torch has held on a GPU; None where it has used none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.max_memory_allocated())
 
 
 def _serve(session: Session, request: dict[str, Any]) -> dict[str, Any]:
@@ -89,16 +112,6 @@ def read_outputs(path: Path) -> Outputs:
         if "counts" not in file:
             return values
         return np.split(values, np.cumsum(file["counts"])[:-1]) if len(file["counts"]) else []
-
-
-def token_arrays(batch: int, length: int, rows: int) -> dict[str, np.ndarray]:
-    """Full int64 arrays [batch, length] of seeded token ids below `rows`."""
-    ids = np.random.default_rng(0).integers(5, rows, (batch, length))
-    return {
-        "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
-        "token_type_ids": np.zeros_like(ids),
-    }
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ PACKAGE = Path(quantkit.__file__).parent
 # packages import within themselves.
 LAYERS = [
     "errors",
-    "files memory ragged config",
+    "files memory ragged config layout",
     "numerics heads partial",
     "integers",
     "tokenization",
@@ -45,6 +45,7 @@ LAYERS = [
     "starting_point training_rows",
     "rows providers onnx_file",
     "session",
+    "engine choice",
     "runtime",
     "worker",
     "exporter",

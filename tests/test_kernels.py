@@ -82,7 +82,7 @@ def test_halves_are_rounded_to_the_even_code() -> None:
 def test_codes_of_tokens_are_the_modules(bits: int) -> None:
     x = values(TOKENS, WIDTH)
     x[3] = 0.0  # a token too small for a scale
-    _, codes = apply(x, "none", Reads("token", bits=bits))
+    _, codes = apply(x, "none", Reads.token(None, bits, "cpu"))
     expected, scale, _ = TokenQuantizer(None, bits)(x)
     assert torch.equal(unsigned(codes, bits), expected)
     assert codes is not None
@@ -91,7 +91,7 @@ def test_codes_of_tokens_are_the_modules(bits: int) -> None:
 
 def test_float8_codes_are_those_of_numerics() -> None:
     x = values(TOKENS, WIDTH)
-    _, codes = apply(x, "none", Reads("float8"))
+    _, codes = apply(x, "none", Reads.float8("cpu"))
     expected, scale = quantize_float8(x)
     assert codes is not None
     assert torch.equal(codes.scale, scale.squeeze(-1))
@@ -127,7 +127,7 @@ def test_layer_norm(dtype: torch.dtype, with_residual: bool, kind: str) -> None:
     residual = values(TOKENS, WIDTH, seed=2).to(dtype) if with_residual else None
     weight, bias = values(WIDTH, seed=3) + 1.0, values(WIDTH, seed=4)
     reads, quantizer = static()
-    reads = {"float": FLOATS, "static": reads, "token": Reads("token")}[kind]
+    reads = {"float": FLOATS, "static": reads, "token": Reads.token(None, 8, "cpu")}[kind]
     normed, codes = layer_norm(x, residual, weight, bias, 1e-12, reads, dtype)
     total = x.float() if residual is None else x.float() + residual.float()
     expected = torch.nn.functional.layer_norm(total, (WIDTH,), weight, bias, 1e-12)
@@ -149,7 +149,7 @@ def test_products_are_the_modules_bit_for_bit(bits: int, groups: int | None, kin
     matrix, bias = integers(bits, groups), values(OUTPUTS, seed=5)
     reads, quantizer = static(multiplied=False)
     module = QuantLinear(matrix, bias, quantizer if kind == "static" else TokenQuantizer(None))
-    reads = reads if kind == "static" else Reads("token")
+    reads = reads if kind == "static" else Reads.token(None, 8, "cpu")
     x = values(TOKENS, WIDTH)
     _, codes = apply(x, "none", reads)
     assert codes is not None
@@ -239,7 +239,9 @@ def test_attention_leaves_as_codes(kind: str) -> None:
     reads, quantizer = static()
     floats = attention(merged, starts, 12, heads, FLOATS)
     assert isinstance(floats, Tensor)
-    found = attention(merged, starts, 12, heads, reads if kind == "static" else Reads("token"))
+    found = attention(
+        merged, starts, 12, heads, reads if kind == "static" else Reads.token(None, 8, "cpu")
+    )
     assert isinstance(found, Codes)
     expected = (quantizer if kind == "static" else TokenQuantizer(None))(floats)[0]
     assert (unsigned(found).int() - expected.int()).abs().max() <= 1

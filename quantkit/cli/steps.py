@@ -117,13 +117,19 @@ def _costs(decisions: Sequence[Any]) -> list[str]:
 
 
 def measure_and_say(
-    recipe: "Recipe", run: "Run", data: Path | None, threads: int | None, beside: Sequence["Run"]
+    recipe: "Recipe",
+    run: "Run",
+    data: Path | None,
+    threads: int | None,
+    beside: Sequence["Run"],
+    engine: str = "auto",
+    device: str = "cpu",
 ) -> None:
     """Measure, write the report, print it."""
     from quantkit.comparison import bench
     from quantkit.report import to_markdown
 
-    report = bench(recipe, run, data, threads=threads, beside=beside)
+    report = bench(recipe, run, data, threads=threads, beside=beside, engine=engine, device=device)
     typer.echo(to_markdown(report))
     say(f"Report: {run.folder / 'report.json'} and report.md")
     folder = run.float_folder if recipe.is_recurrent else run.quantized_folder(recipe)

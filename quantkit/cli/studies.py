@@ -36,14 +36,22 @@ def bench(
     data: Data = None,
     runs: Runs = RUNS,
     threads: Threads = None,
+    engine: Annotated[
+        str, typer.Option(help="onnxruntime, torch, or auto: on CUDA whichever measures faster.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     changes: Set = None,
 ) -> None:
     """Measure float and quantized files side by side and write the report."""
     from quantkit.runs import find_run
+    from quantkit.runtime import check_engine
 
     chosen, resolved = run_and_recipe(run, runs, "", changes, None, make=False)
     others = [find_run(name, runs) for name in beside or []]
-    measure_and_say(resolved, chosen, data or chosen.data(), threads, others)
+    check_engine(engine, device)
+    measure_and_say(
+        resolved, chosen, data or chosen.data(), threads, others, engine=engine, device=device
+    )
 
 
 @app.command()

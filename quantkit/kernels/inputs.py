@@ -53,8 +53,8 @@ class Reads:
     token    codes with a symmetric scale for each token
     float8   e4m3 values with a scale for each token
 
-    scale: float32 [1] and offset: int32 [1] (of static); multiplier: float32 [width], the
-    reciprocal of a smoothing vector, which comes before all; bits of the codes.
+    scale: float32 [1] of static codes; offset: int32 [1], 0 but of static ones; multiplier: float32
+    [width], the reciprocal of a smoothing vector, which comes before all; bits of the codes.
     """
 
     kind: Literal["float", "static", "token", "float8"] = "float"
@@ -70,6 +70,17 @@ class Reads:
         """From what a packed checkpoint holds: float32 and uint8 scalars."""
         offset = zero_point.to(torch.int32) - centre(asymmetric_grid(bits))
         return cls("static", scale.reshape(1), offset.reshape(1), multiplier, bits)
+
+    @classmethod
+    def token(cls, multiplier: Tensor | None, bits: int, device: torch.device | str) -> "Reads":
+        """Codes with a symmetric scale for each token."""
+        zero = torch.zeros((1,), dtype=torch.int32, device=device)
+        return cls("token", None, zero, multiplier, bits)
+
+    @classmethod
+    def float8(cls, device: torch.device | str) -> "Reads":
+        """Float8 values with a scale for each token."""
+        return cls("float8", None, torch.zeros((1,), dtype=torch.int32, device=device))
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -91,31 +102,30 @@ class Reads:
     def empty(self, tokens: int, width: int, device: torch.device) -> Codes:
         """Room for the codes of [tokens, width]."""
         values = torch.empty((tokens, width), dtype=self.dtype, device=device)
-        if self.scale is not None and self.offset is not None:
-            return Codes(values, self.scale, self.offset)
-        scale = torch.empty((tokens,), dtype=torch.float32, device=device)
-        return Codes(values, scale, torch.zeros((1,), dtype=torch.int32, device=device))
+        scale = self.scale
+        if scale is None:
+            scale = torch.empty((tokens,), dtype=torch.float32, device=device)
+        return Codes(values, scale, self._shift())
 
     def codes(self, x: Tensor) -> Codes:
         """The codes of `x` [tokens, width], in plain torch."""
         x = x.float() if self.multiplier is None else x.float() * self.multiplier
-        nothing = torch.zeros((1,), dtype=torch.int32, device=x.device)
         if self.kind == "float8":
-            values, scale = quantize_float8(x)
-            return Codes(values, scale.squeeze(-1), nothing)
+            values, scales = quantize_float8(x)
+            return Codes(values, scales.squeeze(-1), self._shift())
+        scale = self.scale
         unsigned = asymmetric_grid(self.bits)
-        middle = centre(unsigned)
-        if self.scale is not None and self.offset is not None:
-            scale, offset = self.scale, self.offset
-        else:
+        if scale is None:
             bound = x.abs().amax(-1, keepdim=True)
-            scale, offset = (
-                scale_and_zero_point(-bound, bound, symmetric_grid(self.bits))[0],
-                nothing,
-            )
-        codes = quantize(x, scale, offset + middle, unsigned)
-        values = (codes.to(torch.int16) - middle).to(torch.int8)
-        return Codes(values, scale.reshape(-1), offset)
+            scale, _ = scale_and_zero_point(-bound, bound, symmetric_grid(self.bits))
+        codes = quantize(x, scale, self._shift() + centre(unsigned), unsigned)
+        values = (codes.to(torch.int16) - centre(unsigned)).to(torch.int8)
+        return Codes(values, scale.reshape(-1), self._shift())
+
+    def _shift(self) -> Tensor:
+        if self.offset is None:
+            raise ValueError("what is read as floats has no codes")
+        return self.offset
 
 
 FLOATS = Reads()
@@ -132,6 +142,8 @@ def apply(
         reads: what the next product reads.
         keep: whether the float result is wanted too, in x's dtype; else `x` is given back.
     """
+    if function == "none" and reads.kind == "float":
+        return x, None
     if not uses_triton(x):
         return apply_reference(x, function, reads)
     tokens, width = x.shape
