@@ -54,7 +54,7 @@ OWN: Mapping[str, tuple[int, Mapping[str, Any]]] = {
     "naive w8a8": (8, TENSOR),
     "naive w8a8, all activations": (8, {**TENSOR, "activations.scope": "all"}),
     "w8a8": (8, {}),
-    "w8a8, GPTQ": (8, {"rounding": {"name": "gptq"}}),
+    "w8a8, nearest": (8, {"rounding": {"name": "nearest"}}),
     "naive w4a8": (4, {**NAIVE, "weights.per": "channel", "embeddings": {"bits": 8}}),
     "w4a8": (4, {}),
     "w4a8, compensated": (4, {"compensation": {}}),

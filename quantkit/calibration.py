@@ -8,6 +8,7 @@ tensors, whose extremes are already known exactly: histograms and moving average
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -37,26 +38,40 @@ class InputStatistics:
 
     def __init__(self, seed: int, sampled_rows: int = SAMPLED_ROWS) -> None:
         self._generator = torch.Generator().manual_seed(seed)
-        self._sampled_rows = sampled_rows
-        self._keys = torch.empty(0)
+        self._keys = torch.full((sampled_rows,), -1.0)  # of the sample; -1 where there is none yet
+        self._sample = torch.empty(sampled_rows, 0)
         self.low = torch.empty(0)  # [in]
         self.high = torch.empty(0)  # [in]
-        self.rows = torch.empty(0)  # [at most sampled_rows, in]
+
+    @property
+    def rows(self) -> Tensor:
+        """The sample [at most sampled_rows, in]."""
+        drawn = self._keys >= 0
+        return self._sample if bool(drawn.all()) else self._sample[drawn]
+
+    @property
+    def finite(self) -> bool:
+        """Whether all values were: the extremes of others are not."""
+        return bool(torch.isfinite(self.low).all() and torch.isfinite(self.high).all())
 
     def update(self, values: Tensor) -> None:
         """Add rows [n, in], padding already removed."""
         low, high = values.amin(0), values.amax(0)
-        keys = torch.rand(len(values), generator=self._generator)
         if self.low.numel() == 0:
             self.low, self.high = low, high
-            self.rows = values[:0]
+            self._sample = values.new_empty(len(self._keys), values.shape[1])
         else:
             self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
         # Every row draws a random key; the rows with the largest keys are a uniform sample.
-        self._keys, kept = torch.cat([self._keys, keys]).topk(
-            min(self._sampled_rows, len(self._keys) + len(keys))
-        )
-        self.rows = torch.cat([self.rows, values])[kept]
+        keys = torch.rand(len(values), generator=self._generator)
+        kept = torch.cat([self._keys, keys]).topk(len(self._keys)).indices
+        stays = torch.zeros(len(self._keys), dtype=torch.bool)
+        stays[kept[kept < len(stays)]] = True
+        arrived = kept[kept >= len(stays)] - len(stays)
+        # In place of those that leave: copies of the whole sample would be most of pass A's work.
+        places = (~stays).nonzero().flatten()
+        self._sample[places] = values[arrived]
+        self._keys[places] = keys[arrived]
 
 
 def collect_statistics(
@@ -72,16 +87,17 @@ def collect_statistics(
         DataError: no batch at all.
         CheckpointError: an activation that is not finite, with the layer's name.
     """
-    statistics = {shared: InputStatistics(seed + n) for n, shared in enumerate(inputs)}
+    # By name: an input's sample must not depend on which others are watched, or a mixture of
+    # layers would not be what a search has measured.
+    statistics = {s: InputStatistics(seed + crc32(s.linears[0].encode())) for s in inputs}
 
     def record(shared: SharedInput, texts: list[Tensor]) -> None:
-        values = torch.cat(texts)
-        if not bool(torch.isfinite(values).all()):
+        statistics[shared].update(torch.cat(texts))
+        if not statistics[shared].finite:
             raise CheckpointError(
                 f"The input of {shared.linears[0]} is not finite on calibration texts. Check "
                 f"the checkpoint: does it hold NaN or infinite weights?"
             )
-        statistics[shared].update(values)
 
     if not each_input(model, inputs, batches, record):
         raise DataError(

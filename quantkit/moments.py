@@ -14,7 +14,7 @@ from quantkit.encoder import SharedInput
 from quantkit.modules import InputQuantizer, TokenQuantizer
 from quantkit.numerics import dequantize
 
-__all__ = ["InputMoments", "MomentCollector", "in_turns"]
+__all__ = ["InputMoments", "MomentCollector", "in_turns", "spread"]
 
 
 class InputMoments:
@@ -149,3 +149,12 @@ def in_turns(
         used += size
     if part:
         yield part
+
+
+def spread(batches: Sequence[Batch], tokens: int) -> Sequence[Batch]:
+    """Every n-th of `batches`, n as large as leaves about `tokens` tokens; all if they are few.
+
+    Of 16 batches of 2,048 tokens each and 8,192 tokens it is every fourth.
+    """
+    held = sum(batch["input_ids"].numel() for batch in batches)
+    return batches[:: max(1, held // tokens)]

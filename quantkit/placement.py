@@ -11,8 +11,9 @@ from quantkit.encoder import EncoderPlan, SharedInput
 from quantkit.errors import RecipeError
 from quantkit.recipe import Recipe
 
-__all__ = ["Placement", "Plan", "decide", "quantized_calls", "quantized_inputs", "swap"]
+__all__ = ["TYPES", "Placement", "Plan", "decide", "quantized_calls", "quantized_inputs", "swap"]
 
+TYPES = "a few KB, and every token reads the same row"  # why type tables stay in float
 CLASSIFIER = "classifier"  # in `skip`: the last Linear, whatever its family calls it
 
 
@@ -57,8 +58,10 @@ def decide(encoder: EncoderPlan, recipe: Recipe) -> Plan:
     `classifier` always means the last Linear, which RoBERTa calls `classifier.out_proj`, and
     nothing in a model without one. Linears that read one tensor stay together: skipping one
     keeps all of them in float, because they share one quantized input and one merged product.
-    So do those that hold the same weights. Position and type tables never have fewer than
-    8 bits: they are small, and every token reads them.
+    So do those that hold the same weights. Position tables never have fewer than 8 bits: they are
+    small, and every token reads them. Type tables stay in float, unless `eight_bits` names them by
+    more than a mere `*`: of the few rows every token reads the same one, so its error is no noise
+    that averages out, and 8 bits would save 5 KB of BERT-base.
 
     Raises:
         RecipeError: a pattern that matches no module.
@@ -101,11 +104,15 @@ def _verdict(
     for slot, bits in (("skip", None), ("eight_bits", 8)):
         for other, tie in together.items():
             for pattern in getattr(recipe, slot):
+                if bits == 8 and pattern == "*" and name == encoder.embedding.types:
+                    continue  # what has fewer bits than 8; a type table has more
                 if _matches(other, pattern, encoder):
                     why = "" if other == name else f" through {other}, {tie}"
                     return bits, f"{slot}: {pattern}{why}"
     if name not in encoder.embedding.tables:
         return recipe.weights.bits, "recipe"
+    if name == encoder.embedding.types:
+        return None, TYPES
     if name != encoder.embedding.words and recipe.embeddings.bits < 8:
         return 8, "small, and read by every token"
     return recipe.embeddings.bits, "recipe"

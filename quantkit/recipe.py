@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from quantkit.algorithms.compensation import Compensation
-from quantkit.algorithms.nearest import Nearest
+from quantkit.algorithms.gptq import Gptq
 from quantkit.algorithms.outlier_scaling import OutlierScaling
 from quantkit.algorithms.smoothing_search import NoSmoothing
 from quantkit.algorithms.smoothquant import SmoothQuant
@@ -81,7 +81,7 @@ class Recipe:
     smoothing: Annotated[SmoothQuant | OutlierScaling | NoSmoothing, Named] = Field(
         default_factory=SmoothQuant
     )
-    rounding: Annotated[Rounding, Named] = Field(default_factory=Nearest)
+    rounding: Annotated[Rounding, Named] = Field(default_factory=Gptq)
     compensation: Compensation | None = None  # present: layers make up for those before them
     bias_correction: bool = False  # mean outputs as in float, on the calibration texts
     skip: tuple[str, ...] = ("classifier",)  # patterns over module names that stay in float
@@ -158,29 +158,23 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
     """The recipe with weights and word embeddings at `bits` bits.
 
     A recipe that has these bits already stays as it is. Otherwise it gets what measured best:
-    for 4 bits two-level groups, outlier scaling and GPTQ, for 8 bits one scale per channel,
-    SmoothQuant and nearest.
+    GPTQ, and for 4 bits two-level groups and outlier scaling, for 8 bits one scale per channel
+    and SmoothQuant.
 
     Raises:
         RecipeError: a number of bits that is not supported.
     """
     if recipe.weights.bits == bits:
         return recipe
-    values: dict[str, object] = {"weights.bits": bits, "embeddings.bits": bits}
-    if bits == 4:
-        values |= {
-            "weights.per": "group",
-            "embeddings.per": "group",
-            "smoothing": {"name": "outlier-scaling"},
-            "rounding": {"name": "gptq"},
-        }
-    else:
-        values |= {
-            "weights.per": "channel",
-            "embeddings.per": "row",
-            "smoothing": {"name": "smoothquant"},
-            "rounding": {"name": "nearest"},
-        }
+    per = ("group", "group", "outlier-scaling") if bits == 4 else ("channel", "row", "smoothquant")
+    values: dict[str, object] = {
+        "weights.bits": bits,
+        "embeddings.bits": bits,
+        "weights.per": per[0],
+        "embeddings.per": per[1],
+        "smoothing": {"name": per[2]},
+        "rounding": {"name": "gptq"},
+    }
     return with_changes(recipe, values)
 
 

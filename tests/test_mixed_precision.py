@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel
 
-from quantkit.budget import Budget, fitted_factor, resolution_of
+from quantkit.budget import LOST_PER_CHANGE, Budget, fitted_factor, resolution_of
 from quantkit.closeness import Closeness, FloatAnswers
 from quantkit.metrics import Interval
 from quantkit.mixed_precision import Mixed, Sources, cheapest, eight_bit, search
@@ -100,9 +100,9 @@ def test_the_budget_by_hand() -> None:
     unseen = [Closeness(None, 1.0, 0.0, 0.04), Closeness(None, 1.0, 0.0, 0.01)]
     assert fitted_factor(unseen, 0.5, 200) == pytest.approx(0.015 / 0.2)
     by_texts = Budget(1.0, 2.0, factor=0.5)
-    assert by_texts.limit == pytest.approx(0.0004)
-    assert by_texts.accepts(0.00039)
-    assert not by_texts.accepts(0.00041)
+    assert by_texts.limit == pytest.approx(0.0016)
+    assert by_texts.accepts(0.00159)
+    assert not by_texts.accepts(0.00161)
     assert Budget(1.0, 2.0, factor=0.5, power=1.0).limit == pytest.approx(0.02)
     assert Budget(1.0, 2.0, factor=0.0).limit == math.inf
     by_score = Budget(1.0, 0.5)
@@ -118,7 +118,8 @@ def test_the_rule_that_decided_is_said_with_its_numbers() -> None:
     said = Budget(0.5, 0.8, 0.5, models=9).explained(2e-5, "chunk_f1", 209, 1000)
     assert "divergence over 1000 training texts decided" in said
     assert "changed answers = 0.500 x sqrt(divergence), fitted to 9 models" in said
-    assert "allowed 1.00e-04, found 2.00e-05" in said
+    assert "of which one percent costs 0.5 points" in said
+    assert "allowed 4.00e-04, found 2.00e-05" in said
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def sources(bert: PreTrainedModel, recipe: Recipe, answers: FloatAnswers) -> Sou
 
 def _divergence_budget(limit: float) -> Any:  # noqa: ANN401
     """In the place of `_budget`: a divergence of at most `limit`."""
-    return lambda *_: Budget(1.0, 2.0, factor=0.01 / math.sqrt(limit))
+    return lambda *_: Budget(1.0, 2.0, factor=0.01 / LOST_PER_CHANGE / math.sqrt(limit))
 
 
 def _same(mixed: Mixed, model: PreTrainedModel, recipe: Recipe, answers: FloatAnswers) -> None:

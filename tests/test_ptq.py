@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
+from quantkit.algorithms.nearest import Nearest
 from quantkit.algorithms.smoothing_search import NoSmoothing
 from quantkit.algorithms.smoothquant import SmoothQuant
 from quantkit.calibrators import Percentile
@@ -12,6 +13,7 @@ from quantkit.encoder import describe
 from quantkit.errors import CheckpointError, DataError, RecipeError
 from quantkit.modules import QuantEmbedding, QuantLinear
 from quantkit.numerics import dequantize
+from quantkit.placement import TYPES, decide
 from quantkit.ptq import Quantized, quantize
 from quantkit.recipe import Activations, Recipe
 from tests.conftest import ROWS, batch_of, small_bert
@@ -49,7 +51,8 @@ def test_every_encoder_linear_and_table_is_quantized_and_the_classifier_is_not(
     linears = [name for name, kind in kinds.items() if kind is QuantLinear]
     assert len(linears) == 6 * 2 + 1
     assert [name for name, kind in kinds.items() if kind is nn.Linear] == ["classifier"]
-    assert sum(kind is QuantEmbedding for kind in kinds.values()) == 3
+    tables = [name for name, kind in kinds.items() if kind is QuantEmbedding]
+    assert tables == [f"bert.embeddings.{kind}_embeddings" for kind in ("word", "position")]
 
 
 def test_query_key_and_value_share_one_input_quantizer(quantized: Quantized) -> None:
@@ -157,7 +160,7 @@ def test_folding_gives_attention_output_no_multiplier(quantized: Quantized) -> N
 def test_without_smoothing_codes_are_those_of_the_plain_weight(
     model: BertForSequenceClassification, batches: Batches
 ) -> None:
-    plain = quantize(model, batches, recipe=_recipe(smoothing=NoSmoothing()))
+    plain = quantize(model, batches, recipe=_recipe(smoothing=NoSmoothing(), rounding=Nearest()))
     module = _integer(plain.model, "bert.encoder.layer.1.output.dense")
     weight = _float(model, "bert.encoder.layer.1.output.dense").weight
     assert module.input.multiplier is None
@@ -224,9 +227,18 @@ def test_classifier_means_the_last_linear_whatever_its_name() -> None:
         assert type(spared.model.get_submodule(name)) is nn.Linear
         assert type(whole.model.get_submodule(name)) is QuantLinear
         reasons = {p.module: p.reason for p in spared.plan.placements if p.bits is None}
-        assert reasons == {name: "skip: classifier"}
+        types = f"{family.lower()}.embeddings.token_type_embeddings"
+        assert reasons == {name: "skip: classifier", types: TYPES}
     bare = quantize(small_model("Bert", "Model", layers=1), batches)
-    assert all(placement.bits == 8 for placement in bare.plan.placements)
+    floats = [p.module for p in bare.plan.placements if p.bits is None]
+    assert floats == ["embeddings.token_type_embeddings"]
+
+
+def test_a_type_table_gets_8_bits_by_name_alone() -> None:
+    encoder = describe(small_model("Bert", layers=1))
+    table = "bert.embeddings.token_type_embeddings"
+    for patterns, bits in (((), None), (("*",), None), (("*.token_type_embeddings",), 8)):
+        assert decide(encoder, _recipe(eight_bits=patterns)).bits(table) == bits
 
 
 def test_a_pattern_that_matches_nothing_is_an_error(

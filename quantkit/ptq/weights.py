@@ -19,7 +19,7 @@ from quantkit.encoder import SharedInput
 from quantkit.errors import RecipeError
 from quantkit.integers import Integers
 from quantkit.modules import QuantLinear
-from quantkit.moments import InputMoments, MomentCollector, in_turns
+from quantkit.moments import InputMoments, MomentCollector, in_turns, spread
 from quantkit.numerics import symmetric_grid
 from quantkit.placement import Plan, swap
 from quantkit.ptq.inputs import Reader
@@ -33,6 +33,9 @@ Progress = Callable[[str, int, int], None]  # what is done now, how many are don
 
 # Share of the model's bytes that the Hessians of one turn may take.
 HESSIAN_SHARE = 0.25
+# Tokens that the Hessians of 8-bit weights are of, at least, where there are more of them. Half of
+# a calibration's time would go into the others.
+EIGHT_BIT_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,17 @@ class WeightMaker:
             {shared: self.smoothing[shared].multiplier for shared in inputs},
             {shared for shared in inputs if self.smoothing[shared].folded},
             {shared: self.readers[shared].quantizer for shared in inputs},
-            self.batches,
+            self._texts(turn),
         )
         working = None if self.recipe.compensation is None else self.working
         return collector.collect(inputs, self._widths, working)
+
+    def _texts(self, turn: Sequence[tuple[SharedInput, ...]]) -> Sequence[Batch]:
+        """What moments are read from: all texts, but where they only steer 8-bit rounding."""
+        means = self.recipe.bias_correction or self.recipe.compensation is not None
+        if means or any(self._bits(together) < 8 for together in turn):
+            return self.batches
+        return spread(self.batches, EIGHT_BIT_TOKENS)
 
     def _made(
         self, together: tuple[SharedInput, ...], moments: Sequence[InputMoments]
