@@ -116,7 +116,7 @@ LAYER = "bert.encoder.layer.1"
         (f"{LAYER}.output.dense.input.zero_point", 1, "(a)"),
         (f"{LAYER}.output.dense.input.multiplier", 0.5, "(b)"),
         (f"{LAYER}.output.LayerNorm.bias", 0.1, "(b)"),
-        ("bert.embeddings.token_type_embeddings.scale", 0.1, "(b)"),
+        ("bert.embeddings.position_embeddings.scale", 0.1, "(b)"),
         ("classifier.weight", 0.1, "(b)"),
     ],
 )

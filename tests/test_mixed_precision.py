@@ -268,6 +268,21 @@ def test_eight_bits_give_way_to_floats_alone(
     _same(mixed, bert, recipe, answers)
 
 
+def test_a_smoothed_mixture_with_floats_is_packed_as_it_was_measured(
+    bert: PreTrainedModel, answers: FloatAnswers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs that are no longer watched must not change what the others are smoothed by."""
+    recipe = recipe_of_bits(4, smoothing={"name": "outlier-scaling"})
+    sources = _sources(bert, recipe, answers)
+    limit = 0.2 * min(answers.divergence(m.model) for m in (sources.low, sources.high()))
+    monkeypatch.setattr("quantkit.mixed_precision._budget", _divergence_budget(limit))
+    mixed = search(bert, answers, sources, 1.0)
+    assert 0 < len(mixed.floats) < mixed.units
+    _same(mixed, bert, recipe, answers)
+    folded = quantize(bert, CALIBRATION, recipe=mixed.recipe(recipe), reachable_rows=ROWS)
+    assert answers.divergence(folded.model) == pytest.approx(mixed.measured, rel=0.1)
+
+
 def test_all_promoted_is_one_pattern(recipe: Recipe, sources: Sources) -> None:
     units = tuple(each.unit for each in sources.at_low.units if each.bits < 8)
     low = frozenset(unit.name for unit in units)

@@ -51,24 +51,13 @@ def smooth(
     """
     found: dict[SharedInput, Smoothing] = {}
     for together in calls:
-        slot = _slot(recipe, plan.bits(together[0].linears[0]) or 8)
-        if not isinstance(slot, NoSmoothing) and recipe.activations.bits < 16:
-            smoothing = _searched(model, together, statistics, plan, recipe, slot)
+        if not isinstance(recipe.smoothing, NoSmoothing) and recipe.activations.bits < 16:
+            smoothing = _searched(model, together, statistics, plan, recipe, recipe.smoothing)
             smoothing = replace(smoothing, folded=smoothing.folded and fold)
         else:
             smoothing = Smoothing()
         found |= dict.fromkeys(together, smoothing)
     return found
-
-
-def _slot(recipe: Recipe, bits: int) -> SmoothQuant | OutlierScaling | NoSmoothing:
-    """How inputs of weights with so many bits are smoothed.
-
-    Weights that keep 8 bits in a recipe of 4 get what is best at 8; outlier scaling spares groups
-    that they do not have.
-    """
-    outliers = isinstance(recipe.smoothing, OutlierScaling)
-    return SmoothQuant() if outliers and bits > recipe.weights.bits else recipe.smoothing
 
 
 def _searched(

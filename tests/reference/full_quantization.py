@@ -60,7 +60,7 @@ def bert_logits(
 
     tables = "bert.embeddings"
     positions = matrix(f"{tables}.position_embeddings")[: ids.shape[1]]
-    types = matrix(f"{tables}.token_type_embeddings")[0]
+    types = arrays[f"{tables}.token_type_embeddings.weight"][0]  # stays in float
     x = norm(f"{tables}.LayerNorm", matrix(f"{tables}.word_embeddings")[ids] + types + positions)
     for number in range(layers):
         inside = f"bert.encoder.layer.{number}"
