@@ -123,3 +123,10 @@ def test_rows_of_tables(bits: int) -> None:
     types = {"codes": {4: NIBBLES, 8: CODES, 0: HALF_FLOATS}[bits]}
     constants = {"BITS": bits, "BEFORE": True, "GROUPED": True, "FREQUENT": True, "BLOCK": 1024}
     assert ptx("embedding", "_add_rows", types, constants)
+
+
+@pytest.mark.parametrize("kernel", ["_forward", "_backward"])
+def test_fake_quantization(kernel: str) -> None:
+    constants = {"PER_ROW": True, "GROUPED": True, "BLOCK": 1024, "LOW": -7.0, "HIGH": 7.0}
+    types = dict.fromkeys(("x", "multipliers", "result", "columns"), FLOATS) | {"columns": "i32"}
+    assert "div.rn.f32" in ptx("fake_quant", kernel, types, constants)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from quantkit.algorithms.trained_ranges import Ema, Lsq, Ranges
 from quantkit.integers import Integers, in_groups
+from quantkit.kernels.fake_quant import learned_fake_quantize
 from quantkit.modules import InputQuantizer, QuantEmbedding, Quantizer, QuantLinear, TokenQuantizer
 from quantkit.numerics import (
     Grid,
     fake_quantize,
     integer_linear,
-    learned_fake_quantize,
     quantize,
     symmetric_grid,
 )

@@ -1,0 +1,188 @@
+"""Fake quantization with learnt ranges, as one kernel forward and one backward.
+
+`numerics.learned_fake_quantize` is the definition: what it computes in some fifteen steps over a
+tensor, these kernels do in one pass each, and between the two they keep x alone, not the codes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit import numerics
+from quantkit.kernels.arithmetic import round_half_even
+from quantkit.kernels.launch import jit, power_of_two, tl, uses_triton
+from quantkit.numerics import Grid
+
+__all__ = ["learned_fake_quantize"]
+
+MOST_COLUMNS = 16384  # of a row, which one program holds in registers
+
+
+def learned_fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, multipliers: Tensor | None = None
+) -> Tensor:
+    """`numerics.learned_fake_quantize`, by kernels where `x` is on a GPU.
+
+    The value is the same bit for bit; the sums behind the gradients of scale and zero point are
+    taken in another order. Kernels take one zero point, and a scale for the whole tensor or for
+    each row; anything else goes the plain way.
+    """
+    rows = x.numel() // max(1, _columns(x, multipliers))
+    fits = (
+        uses_triton(x)
+        and x.dtype == scale.dtype == torch.float32
+        and zero_point.numel() == 1
+        and scale.numel() in (1, rows)
+        and 0 < _columns(x, multipliers) <= MOST_COLUMNS
+        and (multipliers is None or multipliers.numel() == x.numel() // x.shape[-1])
+    )
+    if not fits:
+        return numerics.learned_fake_quantize(x, scale, zero_point, grid, multipliers)
+    result: Tensor = _Fused.apply(x, scale, zero_point, multipliers, grid)
+    return result
+
+
+def _columns(x: Tensor, multipliers: Tensor | None) -> int:
+    """Elements of a row: the last dimension, or the two of groups and what is in them."""
+    return x.shape[-1] if multipliers is None else x.shape[-2] * x.shape[-1]
+
+
+class _Fused(torch.autograd.Function):
+    """Rows of `x`, each a program; see `_forward` and `_backward`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        multipliers: Tensor | None,
+        grid: Grid,
+    ) -> Tensor:
+        x = x.contiguous()
+        ctx.grid = grid
+        ctx.save_for_backward(x, scale, zero_point, multipliers)
+        result = torch.empty_like(x)
+        rows, arguments, settings = _launch(x, scale, zero_point, multipliers, grid)
+        _forward[(rows,)](*arguments, result, **settings)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        x, scale, zero_point, multipliers = ctx.saved_tensors
+        rows, arguments, settings = _launch(x, scale, zero_point, multipliers, ctx.grid)
+        to_x = torch.empty_like(x)
+        to_scale, to_zero = x.new_empty((rows,)), x.new_empty((rows,))
+        given = gradients[0].contiguous()
+        _backward[(rows,)](*arguments, given, to_x, to_scale, to_zero, **settings)
+        scales = to_scale if scale.numel() > 1 else to_scale.sum()
+        return (
+            to_x,
+            scales.view(scale.shape) if ctx.needs_input_grad[1] else None,
+            to_zero.sum().view(zero_point.shape) if ctx.needs_input_grad[2] else None,
+            None,
+            None,
+        )
+
+
+def _launch(
+    x: Tensor, scale: Tensor, zero_point: Tensor, multipliers: Tensor | None, grid: Grid
+) -> tuple[int, tuple[object, ...], dict[str, Any]]:
+    """Number of rows, and what both kernels take."""
+    columns = _columns(x, multipliers)
+    factors = scale if multipliers is None else multipliers.contiguous()
+    arguments = (x, scale.contiguous(), zero_point, factors, columns, x.shape[-1])
+    settings = {
+        "PER_ROW": scale.numel() > 1,
+        "GROUPED": multipliers is not None,
+        "LOW": float(grid.qmin),
+        "HIGH": float(grid.qmax),
+        "BLOCK": power_of_two(columns),
+    }
+    return x.numel() // columns, arguments, settings
+
+
+@jit
+def _units(
+    x,
+    scale,
+    zero_point,
+    multipliers,
+    columns,
+    group,
+    PER_ROW: tl.constexpr,
+    GROUPED: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Of one row: x, its integers m (q - z), its scale, where q was not clipped, and its places."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    there = column < columns
+    place = row * columns + column
+    value = tl.load(x + place, mask=there, other=0.0)
+    step = tl.load(scale + (row if PER_ROW else 0))
+    zero = tl.minimum(tl.maximum(round_half_even(tl.load(zero_point)), LOW), HIGH)
+    factor = tl.full((BLOCK,), 1.0, tl.float32)
+    if GROUPED:
+        factor = tl.load(multipliers + place // group, mask=there, other=1.0).to(tl.float32)
+    ratio = tl.div_rn(value, step * factor)
+    ratio = tl.minimum(tl.maximum(ratio, -1024.0), 1024.0)
+    shifted = round_half_even(ratio) + zero
+    inside = (shifted >= LOW) & (shifted <= HIGH)
+    units = (tl.minimum(tl.maximum(shifted, LOW), HIGH) - zero) * factor
+    return value, units, step, inside, place, there
+
+
+@jit
+def _forward(
+    x,
+    scale,
+    zero_point,
+    multipliers,
+    columns,
+    group,
+    result,
+    PER_ROW: tl.constexpr,
+    GROUPED: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The value m (q - z) s."""
+    _, units, step, _, place, there = _units(
+        x, scale, zero_point, multipliers, columns, group, PER_ROW, GROUPED, LOW, HIGH, BLOCK
+    )
+    tl.store(result + place, units * step, mask=there)
+
+
+@jit
+def _backward(
+    x,
+    scale,
+    zero_point,
+    multipliers,
+    columns,
+    group,
+    gradient,
+    to_x,
+    to_scale,
+    to_zero,
+    PER_ROW: tl.constexpr,
+    GROUPED: tl.constexpr,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The straight-through gradients; those of scale and zero point summed over the row."""
+    value, units, step, inside, place, there = _units(
+        x, scale, zero_point, multipliers, columns, group, PER_ROW, GROUPED, LOW, HIGH, BLOCK
+    )
+    given = tl.load(gradient + place, mask=there, other=0.0)
+    passed = tl.where(inside, given, 0.0)
+    tl.store(to_x + place, passed, mask=there)
+    row = tl.program_id(0)
+    tl.store(to_scale + row, tl.sum(given * units - passed * tl.div_rn(value, step), axis=0))
+    tl.store(to_zero + row, tl.sum((passed - given) * step, axis=0))
