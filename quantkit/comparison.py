@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -25,6 +24,8 @@ from quantkit.runs import Run
 from quantkit.runtime import find_onnx
 
 __all__ = ["bench"]
+
+LONGER = "float, trained on"
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ def bench(
 ) -> Report:
     """Measure files on the full test set; write the report into the run's folder.
 
-    The candidates are the run's float model, its quantized one if there is one, and the same
-    of each run in `beside`, e.g. a smaller model trained on the same task. `engine` and `device`
-    are those of `quantkit.load`.
+    The candidates are the run's float model, that trained on for as many steps as `qat` trained
+    if there is one, the quantized ones, and the same of each run in `beside`, e.g. a smaller model
+    trained on the same task. `engine` and `device` are those of `quantkit.load`.
 
     Raises:
         CheckpointError: the run is not quantized yet, or a file is missing.
@@ -83,9 +84,9 @@ def bench(
         engine=engine,
         device=device,
     )
-    packed = run.quantized_folder(recipe) / METADATA
-    nothing: dict[str, Any] = {"trimmed_rows": 0, "notes": []}
-    metadata = read_json(packed) if packed.is_file() else nothing
+    packed = [folder / METADATA for folder in run.quantized_folders()]
+    own = run.quantized_folder(recipe) / METADATA
+    trimmed_rows = read_json(own)["trimmed_rows"] if own.is_file() else 0
     training = run.training()
     report = Report(
         schema=SCHEMA,
@@ -99,9 +100,9 @@ def bench(
         test_rows=len(test),
         max_length=limit,
         seed=recipe.finetune.seed,
-        trimmed_bytes=metadata["trimmed_rows"] * width * 4,
+        trimmed_bytes=trimmed_rows * width * 4,
         candidates=_reports(candidates, measured, task, run),
-        notes=(*_notes(candidates, metadata["notes"]), *_engine_notes(measured)),
+        notes=(*_notes(candidates, packed), *_engine_notes(measured)),
         curves=tuple(training["curve"]),
         history=tuple(training["history"]),
     )
@@ -121,6 +122,10 @@ def _candidates(
         if not (which.float_folder / "onnx" / "model.onnx").is_file():
             export_float(which.float_folder, own)
         yield _Candidate(f"{prefix}float", which, which.float_folder)
+        if (longer := which.longer_folder).is_dir():
+            if not (longer / "onnx" / "model.onnx").is_file():
+                export_float(longer, own)
+            yield _Candidate(f"{prefix}{LONGER}", which, longer)
         quantized = which.quantized_folders()
         if not quantized and which is run and not own.is_recurrent:
             raise CheckpointError(
@@ -128,7 +133,7 @@ def _candidates(
                 f"quantkit ptq {run.folder.name}"
             )
         for folder in quantized:
-            name = "int8" if folder.name == "w8a8" else folder.name
+            name = folder.name.replace("w8a8", "int8")
             yield _Candidate(f"{prefix}{name}", which, folder)
 
 
@@ -164,16 +169,18 @@ def _reports(
             parity=read_json(candidate.folder / PARITY),
             parameters=int(candidate.run.training()["parameters"]),
             baseline=None if at == 0 else measured[candidates[0].name],
-            training=candidate.run.training(),
+            control=measured.get(LONGER) if candidate.folder.name.endswith("-qat") else None,
+            training=candidate.run.training_of(candidate.folder),
         )
         for at, candidate in enumerate(candidates)
     )
 
 
-def _notes(candidates: Sequence[_Candidate], quantization: Sequence[str]) -> tuple[str, ...]:
+def _notes(candidates: Sequence[_Candidate], packed: Sequence[Path]) -> tuple[str, ...]:
     """What every run says of its data and model, once each, and of the quantization."""
     notes = [note for candidate in candidates for note in candidate.run.training()["notes"]]
-    return (*dict.fromkeys(notes), *quantization)
+    notes += [note for file in packed for note in read_json(file)["notes"]]
+    return tuple(dict.fromkeys(notes))
 
 
 def _engine_notes(measured: dict[str, Measured]) -> list[str]:

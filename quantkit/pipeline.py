@@ -9,36 +9,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from quantkit.batching import encode_unlabelled
-from quantkit.calibration_texts import calibration_batches, read_inputs, word_counts
+from quantkit.calibration_texts import calibration_batches, read_inputs
 from quantkit.checkpoint import (
     length_limit,
     load_float,
-    reachable_rows,
     save_float,
-    takes_token_types,
 )
 from quantkit.data import inputs_of, load_task
-from quantkit.encoder import describe, head_of
 from quantkit.errors import OutputExistsError, RecipeError
 from quantkit.exporter import Exported, export
 from quantkit.files import new_folder, write_json
-from quantkit.heads import Head
-from quantkit.metrics import main_score
-from quantkit.packed import METADATA, load_packed, save_packed
-from quantkit.prediction import predict
-from quantkit.ptq import LayerStore, Progress, Quantized, quantize
+from quantkit.packed import METADATA, load_packed
+from quantkit.ptq import LayerStore, Progress, Quantized
+from quantkit.quantized_folder import PARITY, quantize_checkpoint, write_quantized
 from quantkit.recipe import Recipe
 from quantkit.runs import Run
 from quantkit.starting_point import starting_point
 from quantkit.tokenization import Inputs
 from quantkit.train import TrainingResult
 from quantkit.train import finetune as train_model
-from quantkit.training_rows import TrainingRows, padding_of
-from quantkit.trim import Coverage, Trimmed, trim_to_corpus
+from quantkit.training_rows import TrainingRows
 
 __all__ = [
     "PARITY",
@@ -54,9 +46,6 @@ __all__ = [
     "read_inputs",
     "refuse_recurrent",
 ]
-
-PARITY = "parity.json"  # the gate's findings, beside each ONNX file
-COSINE_TEXTS = 256
 
 
 @dataclass(frozen=True)
@@ -206,35 +195,13 @@ def ptq_checkpoint(
     """
     store = LayerStore(folder.with_name(f".{folder.name}.layers"))
     with new_folder(folder, overwrite=overwrite) as partial:
-        model, tokenizer = load_float(checkpoint)
-        trimmed: Trimmed | None = None
-        if recipe.embeddings.trim == "corpus":
-            trimmed = trim_to_corpus(model, tokenizer, inputs, held_out=held_out)
-            model, tokenizer = trimmed.model, trimmed.tokenizer
-        limit = length_limit(model, tokenizer, recipe.max_length)
-        quantized = quantize(
-            model,
-            calibration_batches(model, tokenizer, inputs, recipe, limit),
-            recipe=recipe,
-            reachable_rows=reachable_rows(tokenizer),
-            word_counts=_counts(recipe, model, tokenizer, inputs, limit),
-            store=store,
-            progress=progress,
+        made = quantize_checkpoint(
+            recipe, checkpoint, inputs, held_out=held_out, notes=notes, store=store, say=progress
         )
-        quantized = replace(quantized, notes=(*notes, *quantized.notes))
-        if trimmed is not None:
-            quantized = _with_coverage(quantized, trimmed.coverage)
-        if (head := head_of(model)).kind == "features":
-            note = _cosine_note(model, quantized, tokenizer, inputs, head, limit)
-            quantized = replace(quantized, notes=(*quantized.notes, note))
-        save_packed(quantized, tokenizer, partial, max_length=limit)
-        exported = export(
-            quantized.model, tokenizer, partial, recipe=recipe, max_length=recipe.max_length
-        )
-        write_json(partial / PARITY, exported.parity.to_json())
+        exported = write_quantized(made, made.quantized, partial)
     store.clear()
     path = folder / exported.path.relative_to(partial)
-    return QuantizedFolder(folder, quantized, replace(exported, path=path))
+    return QuantizedFolder(folder, made.quantized, replace(exported, path=path))
 
 
 def export_folder(folder: Path, *, target: str = "cpu", overwrite: bool = False) -> Exported:
@@ -272,46 +239,3 @@ def export_float(folder: Path, recipe: Recipe | None) -> Exported:
 def is_main_process() -> bool:
     """Whether this process, of those that `accelerate launch` started, is the one that speaks."""
     return bool(PartialState().is_main_process)
-
-
-def _counts(
-    recipe: Recipe,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: Inputs,
-    max_length: int,
-) -> Tensor | None:
-    """What decides which rows of a 4-bit table keep 8 bits; None where there is no such table."""
-    if recipe.embeddings.bits != 4 or not recipe.embeddings.frequent:
-        return None
-    return word_counts(model, tokenizer, inputs, max_length)
-
-
-def _with_coverage(quantized: Quantized, coverage: Coverage) -> Quantized:
-    """Count the rows that a trimmed vocabulary lost, and say what it covers."""
-    table = quantized.model.get_submodule(describe(quantized.model).embedding.words)
-    return replace(
-        quantized,
-        trimmed_rows=coverage.rows_before - coverage.rows_after,
-        notes=(*quantized.notes, coverage.note(table)),
-    )
-
-
-def _cosine_note(
-    model: PreTrainedModel,
-    quantized: Quantized,
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: Inputs,
-    head: Head,
-    max_length: int,
-) -> str:
-    """How near the vectors of the first texts stay to the float model's."""
-    texts = Inputs(inputs.first[:COSINE_TEXTS])
-    types = takes_token_types(model)
-    encoded = encode_unlabelled(tokenizer, texts, head, max_length, types=types)
-    before, after = (
-        predict(each, encoded, pad_token_id=padding_of(tokenizer))
-        for each in (model, quantized.model)
-    )
-    mean = main_score(head, before, after)
-    return f"Vectors of {len(texts)} texts: mean cosine with the float model's {mean:.6f}."

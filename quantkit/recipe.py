@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from quantkit.algorithms.compensation import Compensation
@@ -35,7 +35,7 @@ from quantkit.slots import (
     Weights,
 )
 from quantkit.source import Source
-from quantkit.training_slots import Distill, Distillation, Finetune, Training
+from quantkit.training_slots import Distill, Distillation, Finetune, Qat, Training
 
 __all__ = [
     "Activations",
@@ -46,6 +46,7 @@ __all__ = [
     "Embeddings",
     "Export",
     "Finetune",
+    "Qat",
     "Recipe",
     "Training",
     "Weights",
@@ -86,14 +87,45 @@ class Recipe:
     bias_correction: bool = False  # mean outputs as in float, on the calibration texts
     skip: tuple[str, ...] = ("classifier",)  # patterns over module names that stay in float
     eight_bits: tuple[str, ...] = ()  # patterns that have 8 bits where the rest has 4
+    qat: Qat | None = None  # how quantization-aware training goes; null: the defaults
     distill: Distill | None = None  # how a smaller student learns; null: the defaults
     export: Export = Field(default_factory=Export)
     bench: Bench = Field(default_factory=Bench)
+
+    @model_validator(mode="after")
+    def _check_qat(self) -> "Recipe":
+        if self.qat is not None and (problem := _contradiction(self, self.qat)):
+            raise ValueError(problem)
+        return self
 
     @property
     def is_recurrent(self) -> bool:
         """Whether the model is a recurrent baseline, which is measured and not quantized."""
         return self.model == "recurrent"
+
+
+def _contradiction(recipe: Recipe, qat: Qat) -> str:
+    """What in the other slots cannot be trained as `qat` says; empty if nothing."""
+    inputs = recipe.activations
+    if recipe.is_recurrent:
+        return (
+            "`qat` trains quantized encoders, and a recurrent baseline is not quantized: remove it"
+        )
+    if inputs.scope == "all":
+        return (
+            "`qat` ends in a file of integers, and `activations.scope: all` has none: write "
+            "`scope: inputs`, or remove `qat`"
+        )
+    if qat.scales.name == "ema" and (inputs.bits == 16 or inputs.per == "token"):
+        kind = (
+            "16-bit inputs stay in float" if inputs.bits == 16 else "each token has its own scale"
+        )
+        return (
+            f"`qat.scales` is ema, which trains the ranges of inputs, and these have none "
+            f"({kind}): write `scales: {{name: lsq}}` or `{{name: fixed}}`, or give activations 8 "
+            f"or 4 bits and `per: tensor`"
+        )
+    return ""
 
 
 _ADAPTER: TypeAdapter[Recipe] = TypeAdapter(Recipe)
@@ -235,6 +267,8 @@ def _explain(entry: dict[str, Any]) -> str:
     """One validation problem in words: path, what was found, what would be right."""
     location = [str(part) for part in entry["loc"]]
     path = ".".join(location)
+    if not location and entry["type"] == "value_error":  # slots that contradict one another
+        return f"{entry['ctx']['error']}."
     if entry["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
         known = _keys_at(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)

@@ -4,6 +4,9 @@ runs/NAME/run.json     recipe, data folder, training result; written last by fin
 runs/NAME/training/    state of an unfinished fine-tuning; gone when it is complete
 runs/NAME/float/       the fine-tuned checkpoint, and its onnx/model.onnx
 runs/NAME/w8a8/        the packed checkpoint, and its onnx/model_quantized.onnx
+runs/NAME/w8a8-qat/    the same, trained further; training.json says how
+runs/NAME/float-longer/  the float model trained on for as many steps, and its training.json
+runs/NAME/training-w8a8-qat/  state of an unfinished training; gone when it is complete
 runs/NAME/report.json  the measurements, and report.md made from them
 runs/NAME/sensitivity-w4a8.json  what each part loses at these bits
 """
@@ -17,7 +20,9 @@ from quantkit.errors import CheckpointError, OutputExistsError
 from quantkit.files import read_json, write_json
 from quantkit.recipe import Recipe, parse_recipe
 
-__all__ = ["Run", "find_run", "latest_run"]
+__all__ = ["TRAINING", "Run", "find_run", "latest_run"]
+
+TRAINING = "training.json"  # in the folder of a model that was trained from the run's float one
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,23 @@ class Run:
         """The packed checkpoint of a recipe, named by its bits."""
         return self.folder / f"w{recipe.weights.bits}a{recipe.activations.bits}"
 
+    def qat_folder(self, recipe: Recipe) -> Path:
+        """The packed checkpoint that was trained further from a recipe's."""
+        return self.folder / f"{self.quantized_folder(recipe).name}-qat"
+
+    @property
+    def longer_folder(self) -> Path:
+        """The float model trained on for as many steps: what QAT is to be compared with."""
+        return self.folder / "float-longer"
+
+    def state_folder(self, folder: Path) -> Path:
+        """The state that an interrupted training of one of the folders resumes from."""
+        return self.folder / f"training-{folder.name}"
+
     def quantized_folders(self) -> list[Path]:
-        """All packed checkpoints, those with more bits first."""
-        return sorted(self.folder.glob("w*a*"), key=lambda folder: folder.name, reverse=True)
+        """All packed checkpoints, those with more bits first, and a trained one behind its own."""
+        found = sorted(self.folder.glob("w*a*"))
+        return sorted(found, key=lambda folder: folder.name.split("-")[0], reverse=True)
 
     @property
     def complete(self) -> bool:
@@ -74,10 +93,16 @@ class Run:
         value: dict[str, Any] = self._record()["training"]
         return value
 
+    def training_of(self, folder: Path) -> dict[str, Any]:
+        """The training that ended in one of the folders: its own, or else the fine-tuning."""
+        file = folder / TRAINING
+        return read_json(file) if file.is_file() else self.training()
+
     def remove_derived(self) -> None:
         """Remove what was made from an earlier float model: it would no longer belong to it."""
         work = (*self.folder.glob(".w*.layers"), *self.folder.glob("sensitivity-*.layers"))
-        for folder in (*self.quantized_folders(), *work):
+        longer = (*self.folder.glob("float-longer"), *self.folder.glob("training-*"))
+        for folder in (*self.quantized_folders(), *work, *longer):
             shutil.rmtree(folder)
         for file in self.folder.glob("sensitivity-*.json"):
             file.unlink()

@@ -93,6 +93,8 @@ class DistillationLoss:
         teacher: not trained; it is put into eval mode and follows the batches to their device.
         head: what both answer.
         slot: how much each part weighs.
+        factors: [out] by module name, where a student's outputs are the teacher's times a factor
+            (see `ptq.output_factors`); default: nowhere.
 
     Raises:
         RecipeError: the hidden sizes differ where hidden states are compared, a number of
@@ -100,9 +102,15 @@ class DistillationLoss:
     """
 
     def __init__(
-        self, student: PreTrainedModel, teacher: PreTrainedModel, head: Head, slot: Distillation
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        head: Head,
+        slot: Distillation,
+        factors: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._student, self._head, self._slot = student, head, slot
+        self._factors = dict(factors or {})
         self._teacher = unroll(teacher).train(False)
         ours, theirs = describe(student), describe(self._teacher)
         self._arguments = theirs.arguments
@@ -131,9 +139,14 @@ class DistillationLoss:
         counts = labels_per_row(labels)
         for weight, pairs, distances in self._kinds():
             for mine, other in pairs:
-                found = distances(ours[mine], theirs[other], mask)
+                found = distances(self._plain(mine, ours[mine]), theirs[other], mask)
                 total = total + weight / len(pairs) * (counts * found).sum()
         return total
+
+    def _plain(self, name: str, output: Tensor) -> Tensor:
+        """A student's output in the teacher's units."""
+        factor = self._factors.get(name)
+        return output if factor is None else output / factor.to(output.device)
 
     def _kinds(self) -> Iterator[tuple[float, list[tuple[str, str]], Callable[..., Tensor]]]:
         """What is compared by rows: its weight, the modules, and the distance of two outputs."""

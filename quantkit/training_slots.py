@@ -1,13 +1,15 @@
 """The recipe's slots that train: fine-tuning, distillation, quantization-aware training."""
 
+from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from quantkit.algorithms.trained_ranges import Lsq, Ranges
 from quantkit.config import STRICT
 
-__all__ = ["SELF", "Distill", "Distillation", "Finetune", "Training"]
+__all__ = ["NOBODY", "SELF", "Distill", "Distillation", "Finetune", "Qat", "Training"]
 
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -15,6 +17,7 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 
 SELF = "self"  # the teacher that is the run's own float model
+NOBODY = "none"  # no teacher: the labels alone
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -84,3 +87,35 @@ class Distill:
     teacher: str = SELF
     distillation: Distillation = Field(default_factory=Distillation)
     training: Finetune | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Qat(Training):
+    """Quantization-aware training (`quantkit qat`): on from where quantization left the model.
+
+    scales         what becomes of the ranges: `lsq` learns them, `ema` lets those of inputs follow
+                   the batches until they are frozen, `fixed` keeps them
+    teacher        `self`, the run's float model; `none`; or another's folder or Hub name
+    distillation   how much the parts of the loss against the teacher weigh
+    control        train the float model on for as many steps, for the report
+    """
+
+    epochs: Positive = 2
+    dropout: Share = 0.0
+    scales: Annotated[Ranges, Field(discriminator="name")] = Field(default_factory=Lsq)
+    teacher: str = SELF
+    distillation: Distillation = Field(default_factory=Distillation)
+    control: bool = True
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> "Qat":
+        if self.teacher == NOBODY and self.distillation != Distillation():
+            raise ValueError(
+                "`distillation` weighs what a teacher says, and the teacher is `none`: remove one "
+                "of them"
+            )
+        return self
+
+    def shared(self) -> Training:
+        """The settings that plain training has too."""
+        return Training(**{each.name: getattr(self, each.name) for each in fields(Training)})

@@ -161,6 +161,29 @@ def test_members_of_a_union_are_chosen_by_name() -> None:
         ({"recurrent": {"units": []}}, ["recurrent.units is []", "at least 1 item"]),
         ({"student": "half"}, ["student is 'half'", "'every-second-layer'"]),
         ({"max_length": 3}, ["max_length is 3", "greater than or equal to 4"]),
+        ({"qat": {"epochs": 0}}, ["qat.epochs is 0", "greater than 0"]),
+        ({"qat": {"epoch": 1}}, ["unknown key qat.epoch", "Did you mean `epochs`"]),
+        ({"qat": {"scales": {"name": "lsqq"}}}, ["qat.scales.name is 'lsqq'", "'lsq'"]),
+        ({"qat": {"scales": {"lr": 0.1, "name": "fixed"}}}, ["unknown key qat.scales.fixed.lr"]),
+        ({"qat": {}, "activations": {"scope": "all"}}, ["here.yaml: `qat` ends in", "inputs`"]),
+        (
+            {"qat": {"scales": {"name": "ema"}}, "activations": {"bits": 16}},
+            ["here.yaml: `qat.scales` is ema", "16-bit inputs stay in float", "{name: fixed}"],
+        ),
+        (
+            {"qat": {"scales": {"name": "ema"}}, "activations": {"per": "token"}},
+            ["each token has its own scale"],
+        ),
+        ({"qat": {}, "model": "recurrent"}, ["a recurrent baseline is not quantized"]),
+        (
+            {"qat": {"teacher": "none", "distillation": {"hidden": 0.5}}},
+            ["the teacher is `none`", "remove one"],
+        ),
+        (
+            {"qat": {"distillation": {"logits": 0, "hidden": 0, "attention": 0}}},
+            ["nothing of the teacher is used"],
+        ),
+        ({"distill": {"teachr": "x"}}, ["distill.teachr", "Did you mean `teacher`"]),
     ],
 )
 def test_problems_name_the_key_and_the_way_out(change: dict[str, object], words: list[str]) -> None:

@@ -167,7 +167,7 @@ def test_a_kill_inside_a_unit_does_not_train_again(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("quantkit.pipeline.quantize", kill)
+        patch.setattr("quantkit.quantized_folder.quantize", kill)
         with pytest.raises(Killed):
             place.run("nergrit")
     run = place.runs / "tiny" / "nergrit-3"

@@ -20,7 +20,7 @@ from quantkit.ptq.smoothing import Smoothing, folds, linear_of, smooth
 from quantkit.ptq.weights import Progress, WeightMaker
 from quantkit.recipe import Recipe, recipe_hash
 
-__all__ = ["Quantized", "check_finite", "quantize"]
+__all__ = ["Quantized", "check_finite", "output_factors", "quantize"]
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,16 @@ def quantize(
         if each.vector is not None
     }
     return Quantized(result.train(False), plan, recipe, decisions, notes, trimmed, vectors)
+
+
+def output_factors(quantized: Quantized) -> dict[str, Tensor]:
+    """Factor [out] of the outputs of each Linear that does a later input's smoothing, by name."""
+    folded = {d.linears[0] for d in quantized.decisions if d.folded}
+    return {
+        shared.producer: 1.0 / quantized.vectors[shared.linears[0]]
+        for shared in describe(quantized.model).inputs()
+        if shared.producer is not None and shared.linears[0] in folded
+    }
 
 
 def _refuse_simulation(recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ from quantkit.errors import CheckpointError, RecipeError
 from quantkit.integers import Integers
 from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear, TokenQuantizer
 from quantkit.placement import quantized_calls, swap
-from quantkit.ptq import InputDecision, Quantized
+from quantkit.ptq import InputDecision, Quantized, output_factors
 from quantkit.qat.modules import (
     FakeQuantEmbedding,
     FakeQuantInput,
@@ -104,19 +104,10 @@ class _Maker:
             table = self.quantized.model.get_submodule(name)
             if isinstance(table, QuantEmbedding):
                 made[name] = self._embedding(name, table)
-        factors = self._factors(list(encoder.inputs()))
+        factors = output_factors(self.quantized)
         for calls in quantized_calls(encoder, self.quantized.plan):
             made |= self._linears(calls, factors)
         return made
-
-    def _factors(self, inputs: list[SharedInput]) -> dict[str, Tensor]:
-        """Factor [out] of the outputs of each Linear that does a later input's smoothing."""
-        folded = {d.linears[0] for d in self.quantized.decisions if d.folded}
-        return {
-            shared.producer: 1.0 / self.quantized.vectors[shared.linears[0]]
-            for shared in inputs
-            if shared.producer is not None and shared.linears[0] in folded
-        }
 
     def _embedding(self, name: str, start: QuantEmbedding) -> FakeQuantEmbedding:
         table: Any = self.model.get_submodule(name)

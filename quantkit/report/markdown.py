@@ -99,6 +99,9 @@ def _quality_rows(report: Report) -> Rows:
     if any(c.change is not None for c in candidates):
         title = f"change of {_title(main)}{unit}"
         rows.append([title, *(_change(main, c.change) for c in candidates)])
+        if any(c.beyond_training is not None for c in candidates):
+            shown = (_change(main, c.beyond_training) for c in candidates)
+            rows.append([f"against float, trained on{unit}", *shown])
         rows += _agreement_rows(report)
     return rows
 

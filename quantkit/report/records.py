@@ -40,6 +40,9 @@ class CandidateReport:
     parity: dict[str, Any]  # the gate's findings on the file
     parameters: int  # of the model
     training: dict[str, Any] | None  # time and memory of the training that ended in this model
+    # `change` against the float model that was trained on for as many steps, where this model
+    # was trained on too: what is more than just more training.
+    beyond_training: Interval | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from quantkit.measure import Measured
 from quantkit.metrics import (
     MAIN,
     Answers,
+    Interval,
     agreement,
     bootstrap,
     confusion,
@@ -34,6 +35,7 @@ def candidate_report(
     parity: Mapping[str, Any],
     parameters: int,
     baseline: Measured | None = None,
+    control: Measured | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> CandidateReport:
     """Score what one candidate said of the test rows.
@@ -49,6 +51,7 @@ def candidate_report(
         parity: the gate's findings on it.
         parameters: number of the model's parameters.
         baseline: the float model; None if the candidate is the float model itself.
+        control: the float model trained on, for a candidate that was trained on as well.
         training: the record of the training that ended in this model. Its single values are
             kept; history and curve belong to the report.
 
@@ -61,10 +64,14 @@ def candidate_report(
         references = answers if others is None else others
     if references is None:
         raise ValueError(f"a model for {head.kind} is scored against references; found none.")
-    found, change = statistics(head, references, answers), None
-    if others is not None:
-        main = MAIN[head.kind]
-        change = paired_bootstrap(statistics(head, references, others)[main], found[main])
+    found, main = statistics(head, references, answers), MAIN[head.kind]
+
+    def change_from(measured: Measured | None) -> Interval | None:
+        if measured is None:
+            return None
+        before = statistics(head, references, decisions(head, measured.outputs))
+        return paired_bootstrap(before[main], found[main])
+
     return CandidateReport(
         name=name,
         file=file,
@@ -72,7 +79,8 @@ def candidate_report(
         table=scores(head, references, answers),
         classes=per_class(head, references, answers),
         confusion=confusion(head, references, answers),
-        change=change,
+        change=change_from(baseline),
+        beyond_training=change_from(control),
         agreement=None if others is None else agreement(head, others, answers),
         bytes=components,
         latency=measured.latency,

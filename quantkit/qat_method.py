@@ -1,0 +1,87 @@
+"""How quantization-aware training differs from plain training: its `Method`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from quantkit.errors import QuantkitError, RecipeError
+from quantkit.heads import Head
+from quantkit.method import Divergence, Method, Objective, TaskLoss, before_any_update
+from quantkit.ptq import Quantized, output_factors
+from quantkit.ptq.resume import fingerprint
+from quantkit.qat import Lsq, diagnose, parameter_groups, refuse_dead_inputs, set_progress
+from quantkit.recipe import Qat
+from quantkit.teacher import DistillationLoss, load_teacher
+from quantkit.training_slots import NOBODY, SELF
+
+__all__ = ["qat_method"]
+
+
+def qat_method(
+    trained: PreTrainedModel,
+    model: PreTrainedModel,
+    quantized: Quantized,
+    tokenizer: PreTrainedTokenizerBase,
+    head: Head,
+    slot: Qat,
+) -> Method:
+    """The method that trains a model of `qat.prepare`.
+
+    Args:
+        trained: the model of fake-quantized modules.
+        model: the float model, which is the teacher unless the slot names another.
+        quantized: what `trained` begins as.
+        tokenizer: of both.
+        head: what they answer.
+        slot: the recipe's.
+
+    Raises:
+        CheckpointError: the teacher cannot be loaded.
+        RecipeError: it cannot teach this student.
+    """
+    objective: Objective = TaskLoss(head)
+    identity = [fingerprint("", quantized.model, ())]
+    if slot.teacher != NOBODY:
+        teacher = model if slot.teacher == SELF else load_teacher(slot.teacher, head, tokenizer)
+        factors = output_factors(quantized)
+        objective = DistillationLoss(trained, teacher, head, slot.distillation, factors)
+        identity.append(fingerprint("", teacher, ()))
+    groups: list[dict[str, Any]] = parameter_groups(
+        trained,
+        lr=slot.lr,
+        weight_decay=slot.weight_decay,
+        scale_lr=slot.scales.lr if isinstance(slot.scales, Lsq) else slot.lr,
+    )
+    return Method(
+        objective, groups, partial(_explain, trained, slot), _before_step(trained), identity
+    )
+
+
+def _before_step(trained: nn.Module) -> Callable[[int, int], None]:
+    """Tell the modules how far training is, and look once for layers that no data reaches."""
+    first: list[int] = []
+
+    def before_step(step: int, steps: int) -> None:
+        if first and step == first[0] + 1:
+            refuse_dead_inputs(trained)
+        if not first:
+            first.append(step)
+        set_progress(trained, step, steps)
+
+    return before_step
+
+
+def _explain(trained: nn.Module, slot: Qat, found: Divergence) -> QuantkitError:
+    if found.steps == 0:
+        return before_any_update(found)
+    learned = isinstance(slot.scales, Lsq)
+    rates = f"qat.lr {slot.lr}"
+    rates += f" and qat.scales.lr {slot.scales.lr}" if isinstance(slot.scales, Lsq) else ""
+    return RecipeError(
+        f"The {found.what} is {found.value} after {found.steps} steps with {rates}: training "
+        f"diverged. {diagnose(trained)} Lower qat.lr{' or qat.scales.lr' if learned else ''}, or "
+        f"raise qat.warmup, and start over with --overwrite."
+    )
