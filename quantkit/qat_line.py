@@ -87,6 +87,7 @@ def qat(
     run: Run,
     data: Path | None,
     *,
+    folder: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -101,6 +102,8 @@ def qat(
         recipe: the slots of quantization, and `qat`.
         run: a finished one.
         data: the dataset's folder.
+        folder: where to, within the run's; default: its `qat_folder`, and then what training
+            starts from is written too.
         resume: go on with what a kill interrupted.
         overwrite: replace the folder, and forget an interrupted training.
         progress: told what quantization has done, how much is done, and of how much.
@@ -115,7 +118,8 @@ def qat(
     """
     refuse_recurrent(recipe, run)
     recipe = with_qat(recipe)
-    work = _Work(recipe, run, shown, on_step)
+    start = run.quantized_folder(recipe) if folder is None else None
+    work = _Work(recipe, run, folder or run.qat_folder(recipe), start, shown, on_step)
     work.refuse_if_there(resume=resume, overwrite=overwrite)
     processes = PartialState()
     with processes.main_process_first():  # one quantizes, the others find its layers
@@ -146,16 +150,14 @@ class _Work:
 
     recipe: Recipe
     run: Run
+    folder: Path
+    start: Path | None  # what post-training quantization alone gives; None: not written
     shown: bool
     on_step: OnStep | None
 
     @property
     def slot(self) -> Qat:
         return self.recipe.qat or Qat()
-
-    @property
-    def folder(self) -> Path:
-        return self.run.qat_folder(self.recipe)
 
     @property
     def state(self) -> Path:
@@ -178,12 +180,11 @@ class _Work:
                     f"The training of {self.folder} was interrupted. Pass --resume to continue "
                     f"it, or --overwrite to start again."
                 )
-        start = self.run.quantized_folder(self.recipe)
-        known = recorded_recipe(start)
+        known = None if self.start is None else recorded_recipe(self.start)
         apart = [s for s in QUANTIZATION if known and getattr(known, s) != getattr(self.recipe, s)]
         if apart:
             raise RecipeError(
-                f"{start} was quantized with another {apart[0]} than this recipe has, and "
+                f"{self.start} was quantized with another {apart[0]} than this recipe has, and "
                 f"training would start from something else than what stands beside it in "
                 f"reports. Quantize it anew by this recipe: quantkit ptq {self.run.folder.name} "
                 f"--recipe RECIPE --overwrite"
@@ -206,9 +207,8 @@ class _Work:
 
     def keep_start(self, made: QuantizedCheckpoint) -> None:
         """Write what post-training quantization alone gives, unless it is there."""
-        folder = self.run.quantized_folder(self.recipe)
-        if not (folder / METADATA).is_file():
-            with new_folder(folder, overwrite=True) as partial:
+        if self.start is not None and not (self.start / METADATA).is_file():
+            with new_folder(self.start, overwrite=True) as partial:
                 write_quantized(made, made.quantized, partial)
 
     def train_float_longer(self, rows: TrainingRows, processes: PartialState) -> None:

@@ -9,8 +9,10 @@ set of changes to the recipe, so that whatever a recipe can say is a method.
     changes: {model: my-model}
     methods: {w8a8: {weights.bits: 8}}
 
-A method is scored on its exported file. One with `activations.scope: all`, which cannot be
-exported, is scored on the simulation in torch, and has no size.
+A method is scored on its exported file. One whose recipe has the slot `qat` is trained; with its
+`control`, the unit's file has the score of the float model trained on, too. One with
+`activations.scope: all`, which cannot be exported, is scored on the simulation in torch, and has
+no size.
 """
 
 import shutil
@@ -24,7 +26,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from quantkit import pipeline
+from quantkit import pipeline, qat_line
 from quantkit.answers import decisions
 from quantkit.batching import encode_unlabelled
 from quantkit.calibration_texts import calibration_batches, word_counts
@@ -51,6 +53,7 @@ __all__ = ["Study", "load_study", "method_scores", "run_study", "study_rows", "u
 Changes = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # of files and folders
 SCHEMA = 1
+LONGER = "float, trained on"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -186,9 +189,15 @@ def _unit(study: Study, recipe: Recipe, run: Run, data: Path | None) -> dict[str
         started = time.perf_counter()
         changed = study.method(recipe, method)
         folder = None if _is_simulated(changed) else run.folder / method
-        answers = _answers(changed, run.float_folder, folder, task)
+        answers = _answers(changed, run, folder, task, data)
         scores[method] = method_scores(task.head, references, answers, outputs["float"], folder)
         seconds[method] = time.perf_counter() - started
+    if run.longer_folder.is_dir():
+        longer = run.longer_folder
+        if not (longer / "onnx" / "model.onnx").is_file():
+            pipeline.export_float(longer, recipe)
+        answers = load(longer).outputs(inputs_of(test, task.head))
+        scores[LONGER] = method_scores(task.head, references, answers, outputs["float"], longer)
     training = {k: v for k, v in run.training().items() if k != "curve"}
     return {
         "schema": SCHEMA,
@@ -211,13 +220,17 @@ def _is_simulated(recipe: Recipe) -> bool:
     return recipe.activations.scope == "all"
 
 
-def _answers(recipe: Recipe, checkpoint: Path, folder: Path | None, task: TaskData) -> Outputs:
+def _answers(
+    recipe: Recipe, run: Run, folder: Path | None, task: TaskData, data: Path | None
+) -> Outputs:
     """One method's outputs on the test rows: of its file in `folder`, or simulated without one."""
     train, test = (inputs_of(task.splits[split], task.head) for split in ("train", "test"))
     if folder is None:
-        return _simulated(recipe, checkpoint, train, test)
-    if not folder.is_dir():
-        pipeline.ptq_checkpoint(recipe, checkpoint, train, folder)
+        return _simulated(recipe, run.float_folder, train, test)
+    if not folder.is_dir() and recipe.qat is not None:
+        qat_line.qat(recipe, run, data, folder=folder, resume=True)
+    elif not folder.is_dir():
+        pipeline.ptq_checkpoint(recipe, run.float_folder, train, folder)
     return load(folder).outputs(test)
 
 

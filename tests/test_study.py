@@ -40,7 +40,7 @@ class Place:
     """A study of two tasks, one method and two seeds, its data and where its results go."""
 
     def __init__(self, folder: Path, model: Path) -> None:
-        self.file, self.data = folder / "study.yaml", folder / "data"
+        self.file, self.data, self.model = folder / "study.yaml", folder / "data", model
         self.results, self.runs = folder / "results", folder / "runs"
         self.write(changes={**VALUES, "model": str(model)})
         write_nergrit(self.data)
@@ -266,3 +266,24 @@ def test_changes_of_the_caller_come_last_but_for_a_method_s(place: Place) -> Non
     assert recipe.smoothing == SmoothQuant(0.25)
     method = study.method(recipe, "half")
     assert (method.smoothing, method.finetune) == (SmoothQuant(0.5), recipe.finetune)
+
+
+def test_a_method_with_the_slot_is_trained_beside_the_float_model_trained_on(
+    place: Place,
+) -> None:
+    trained = {"qat.epochs": 1, "qat.batch_size": 8, "qat.distillation.relation_heads": 2}
+    place.write(
+        recipes=["nergrit.yaml"],
+        seeds=[3],
+        changes={**VALUES, "model": str(place.model)},
+        methods={"w8a8": {}, "w8a8-qat": trained},
+    )
+    place.run()
+    (unit,) = place.units().values()
+    assert list(unit["scores"]) == ["float", "w8a8", "w8a8-qat", "float, trained on"]
+    assert unit["methods"]["w8a8-qat"] == trained
+    for name in ("w8a8-qat", "float, trained on"):
+        assert {"change", "agreement", "chunk_f1"} <= unit["scores"][name].keys()
+    sizes = [unit["scores"][name]["bytes"] for name in ("w8a8", "w8a8-qat")]
+    assert abs(sizes[0] - sizes[1]) < 100  # both are packed
+    assert files_in(place.runs) == []

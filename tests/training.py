@@ -32,7 +32,7 @@ from quantkit.batching import IGNORED, Encoded, References
 from quantkit.heads import Head, Kind
 from quantkit.prediction import Outputs
 from quantkit.ragged import Ragged
-from quantkit.recipe import Finetune
+from quantkit.recipe import Finetune, Training
 from quantkit.train import Score, TrainingResult, finetune
 
 CLASSES = Head("classification", ("low", "high"))
@@ -162,7 +162,7 @@ def rising() -> Score:
 def run(
     model: nn.Module,
     folder: Path | None = None,
-    settings: Finetune = SETTINGS,
+    settings: Training = SETTINGS,
     **options: Any,  # noqa: ANN401
 ) -> TrainingResult:
     """`finetune` on the shared rows, which have two classes, or on others."""
