@@ -235,7 +235,7 @@ def _apart(units: Sequence[Mapping[str, Any]]) -> float:
     tests = [
         unit["scores"][f"{name}-qat"]["training"]["test"] for unit in units for name in VARIANTS
     ]
-    return 100 * max(abs(test["file"] - test["model"]) for test in tests)
+    return 100 * max(abs(float(test["file"]) - float(test["model"])) for test in tests)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
