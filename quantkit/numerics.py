@@ -19,6 +19,7 @@ __all__ = [
     "Grid",
     "asymmetric_grid",
     "centre",
+    "centred_codes",
     "dequantize",
     "fake_quantize",
     "integer_linear",
@@ -88,6 +89,16 @@ def scale_and_zero_point(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor,
         return scale, torch.zeros_like(scale).to(grid.dtype)
     zero_point = (grid.qmin - torch.round(low / scale)).clamp(grid.qmin, grid.qmax)
     return scale, zero_point.to(grid.dtype)
+
+
+def centred_codes(ratio: Tensor, low: Any, high: Any, out: Tensor | None = None) -> Tensor:  # noqa: ANN401
+    """The integers q - zero_point, as floats, of `ratio` = x / scale.
+
+    `low` and `high` are qmin - zero_point and qmax - zero_point, tensors or numbers. All of them
+    are integers, so clamping before the zero point is added gives the definition's codes. With
+    `out`, which may be `ratio` itself, no memory is taken.
+    """
+    return torch.round(ratio, out=out).clamp_(low, high)
 
 
 def static_grid(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -161,11 +172,11 @@ class _LearnedFakeQuantize(torch.autograd.Function):
         multipliers: Tensor | None,
         grid: Grid,
     ) -> Tensor:
-        step = scale if multipliers is None else scale * multipliers
         zero = torch.round(zero_point).clamp(grid.qmin, grid.qmax)
-        shifted = torch.round(x / step) + zero
-        inside = (shifted >= grid.qmin) & (shifted <= grid.qmax)
-        codes = shifted.clamp(grid.qmin, grid.qmax) - zero
+        ratio = x / (scale if multipliers is None else scale * multipliers)
+        low, high = grid.qmin - zero, grid.qmax - zero
+        inside = (ratio > low - 0.5) & (ratio < high + 0.5)
+        codes = centred_codes(ratio, low, high)
         units = codes if multipliers is None else codes * multipliers
         ctx.save_for_backward(x, scale, zero_point, units, inside)
         return units * scale
@@ -196,6 +207,7 @@ def learned_fake_quantize(
         dx̂/ds = m (q - z - u) inside,   m (q - z) where q was clipped, which is qmin or qmax
         dx̂/dz = 0 inside,               -s m where q was clipped
 
+    Inside is qmin - 1/2 < u + z < qmax + 1/2, the ends not included.
     (LSQ, Esser et al. 2020, eq. 3; LSQ+, Bhalgat et al. 2020, for z; without their gradient
     scale, which is for SGD: Adam undoes it.) On the grid -7..7 with s = 0.5 the value 1.1 has
     q = 2 and dx̂/ds = 2 - 2.2 = -0.2; the value 9 has q = 7 and dx̂/ds = 7.

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit.encoder import describe
-from quantkit.integers import Integers
 from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear
 from quantkit.numerics import quantize, symmetric_grid
 from quantkit.packed import load_packed, save_packed
@@ -192,12 +191,3 @@ def test_copies_and_states_answer_the_same() -> None:
     fresh = prepare(model, start, Ema(decay=0.5))
     fresh.load_state_dict(trained.state_dict())
     assert torch.equal(answers_of(fresh, BATCH), expected)
-
-
-def test_integers_of_a_two_level_weight_hold_its_multipliers() -> None:
-    model = small_model("Bert")
-    trained = prepare(model, made(model, SETTINGS["w4a8"]), Fixed())
-    module: Any = trained.get_submodule("bert.encoder.layer.0.output.dense")
-    integers = module.integers()
-    assert isinstance(integers, Integers)
-    assert torch.equal(integers.dequantized(), module.dequantized())

@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedModel
 
 from quantkit.batching import collate
-from quantkit.encoder import describe
 from quantkit.errors import CheckpointError, RecipeError
 from quantkit.heads import Head
 from quantkit.ptq import Quantized, output_factors, quantize
@@ -21,9 +20,6 @@ from quantkit.qat_method import qat_method
 from quantkit.recipe import Distillation, Qat, parse_recipe
 from quantkit.teacher import DistillationLoss
 from quantkit.train import TrainingResult
-from tests.conftest import batch_of
-from tests.models import FAMILIES, small_model
-from tests.models import quantized as small_quantized
 from tests.training import (
     CLASSES,
     SETTINGS,
@@ -229,18 +225,3 @@ def test_the_settings_that_plain_training_has_too() -> None:
     assert not isinstance(shared, Qat)
     assert (shared.lr, shared.epochs, shared.dropout) == (1e-3, 3, 0.1)
     assert SETTINGS.save_every == shared.save_every
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_learns_from_its_float_self(family: str) -> None:
-    """Also ALBERT, whose one layer is several modules here and one in the float model."""
-    model = small_model(family)
-    quantized = small_quantized(model)
-    student = prepare(model, quantized, Lsq())
-    head = Head("classification", ("positive", "neutral", "negative"))
-    method = qat_method(student, model, quantized, byte_level_tokenizer(), head, SLOT)
-    batch = {name: batch_of(4, 12)[name] for name in describe(student).arguments}
-    labels = torch.zeros(4, dtype=torch.int64)
-    method.objective(student.train(), batch, labels).backward()
-    without = [name for name, each in student.named_parameters() if each.grad is None]
-    assert [name for name in without if "pooler" not in name] == []

@@ -130,8 +130,8 @@ def _units(
         factor = tl.load(multipliers + place // group, mask=there, other=1.0).to(tl.float32)
     ratio = tl.div_rn(value, step * factor)
     ratio = tl.minimum(tl.maximum(ratio, -1024.0), 1024.0)
+    inside = (ratio > LOW - zero - 0.5) & (ratio < HIGH - zero + 0.5)
     shifted = round_half_even(ratio) + zero
-    inside = (shifted >= LOW) & (shifted <= HIGH)
     units = (tl.minimum(tl.maximum(shifted, LOW), HIGH) - zero) * factor
     return value, units, step, inside, place, there
 

@@ -1,7 +1,7 @@
 """Trainable modules: what a quantized module computes, with gradients to weights and ranges.
 
 Each stands where post-training quantization put an integer module, starts with its very codes,
-and gives its integers back. Where no gradient is asked for, products are computed in integers:
+and gives its integers back. In eval mode and without gradients products are computed in integers:
 then a trained model's answers are the packed one's bit for bit.
 
 They are ordinary modules, whose parameters any optimizer updates. A forward pass changes no
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.algorithms.trained_ranges import Ema, Lsq, Ranges
-from quantkit.integers import Integers, in_groups
-from quantkit.kernels.fake_quant import learned_fake_quantize
+from quantkit.integers import Integers, in_groups, widened
 from quantkit.modules import InputQuantizer, QuantEmbedding, Quantizer, QuantLinear, TokenQuantizer
 from quantkit.numerics import (
     Grid,
@@ -24,6 +23,7 @@ from quantkit.numerics import (
     quantize,
     symmetric_grid,
 )
+from quantkit.qat.straight_through import fake_input, fake_linear, fake_weight
 from quantkit.qat.watch import RangeWatch, TokenMask
 
 __all__ = [
@@ -61,6 +61,7 @@ class FakeQuantInput(Quantizer):
         if isinstance(ranges, Ema):
             self.watch = RangeWatch(start, ranges, symmetric=symmetric, tokens=tokens)
         self.ran = False  # whether a forward pass came by
+        self.handed = Handed()
 
     @property
     def scale(self) -> Tensor:
@@ -77,10 +78,9 @@ class FakeQuantInput(Quantizer):
     def fake(self, x: Tensor) -> Tensor:
         """`x` [..., in], multiplied and put on the grid, as float32."""
         self.ran = True
-        smoothed = x.float() if self.multiplier is None else x.float() * self.multiplier
         if self.watch is not None and self.training:
-            self.watch.note(smoothed.detach())
-        return learned_fake_quantize(smoothed, self.scale, self.zero_point, self.grid)
+            self.watch.note(x.detach(), self.multiplier)
+        return fake_input(x, self.scale, self.zero_point, self.grid, self.multiplier)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes of a multiplied `x` [..., in], the scalar scale and zero point."""
@@ -102,6 +102,7 @@ class FakeQuantToken(TokenQuantizer):
     def __init__(self, start: TokenQuantizer) -> None:
         super().__init__(_copied(start.multiplier), start.bits)
         self.ran = False  # whether a forward pass came by
+        self.handed = Handed()
 
     def fake(self, x: Tensor) -> Tensor:
         """`x` [..., in], multiplied and put on each token's grid, as float32."""
@@ -117,6 +118,41 @@ class FakeQuantToken(TokenQuantizer):
 
 
 FakeReader = FakeQuantInput | FakeQuantToken
+
+
+class Handed:
+    """What one reader made of a tensor, handed on to the Linears that read the same tensor.
+
+    The reader's owner makes it anew each time, so nothing stale is ever handed on, and it is let
+    go when every other Linear has had it. Under torch.compile, which finds common computations
+    by itself, each Linear makes its own.
+    """
+
+    def __init__(self) -> None:
+        self.others = 0  # Linears besides the owner
+        self._left = 0
+        self._of: tuple[Tensor, Tensor] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Handed":
+        copied = Handed()
+        copied.others = self.others
+        memo[id(self)] = copied
+        return copied
+
+    def read(self, reader: FakeReader, x: Tensor, *, owner: bool) -> Tensor:
+        """`reader.fake(x)`."""
+        if torch.compiler.is_compiling() or not self.others:
+            return reader.fake(x)
+        if not owner and self._of is not None and self._of[0] is x:
+            found = self._of[1]
+            self._left -= 1
+            if not self._left:
+                self._of = None
+            return found
+        made = reader.fake(x)
+        if owner:
+            self._of, self._left = (x, made), self.others
+        return made
 
 
 class _FakeMatrix(nn.Module):
@@ -148,8 +184,15 @@ class _FakeMatrix(nn.Module):
     def integers(self) -> Integers:
         """The integers that stand for the weight now."""
         scale = self.scale.detach().clone()
-        codes = _codes(self.weight.detach(), scale, self.multipliers, symmetric_grid(self.bits))
-        return Integers.of(codes, scale, self.bits, _copied(self.multipliers))
+        return Integers.of(self._codes(scale), scale, self.bits, _copied(self.multipliers))
+
+    @torch.no_grad()
+    def wide(self, scale: Tensor) -> Tensor:
+        """Int8 [rows, columns] as a kernel multiplies with them, at the scale as it is now."""
+        return widened(self._codes(scale), self.multipliers)
+
+    def _codes(self, scale: Tensor) -> Tensor:
+        return _codes(self.weight.detach(), scale, self.multipliers, symmetric_grid(self.bits))
 
 
 class FakeQuantLinear(_FakeMatrix):
@@ -176,6 +219,9 @@ class FakeQuantLinear(_FakeMatrix):
         self.bias = None if start.bias is None else nn.Parameter(start.bias.clone())
         if owner and reader is not None:
             self.input = reader
+        elif reader is not None:
+            reader.handed.others += 1
+        self.owner = owner
         # A tuple keeps a borrowed reader out of this module's state dict.
         self._reads = (reader,)
 
@@ -192,16 +238,15 @@ class FakeQuantLinear(_FakeMatrix):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         reader = self.reader
-        if reader is not None and not torch.is_grad_enabled():
-            codes, scale, zero_point = reader(x)
-            weight = self.integers()
-            return integer_linear(codes, scale, zero_point, weight.wide(), weight.scale, self.bias)
-        read = x if reader is None else reader.fake(x)
-        return nn.functional.linear(read, self.dequantized(), self.bias)
-
-    def dequantized(self) -> Tensor:
-        """The weight on its grid [out, in], with gradients to weight and scale."""
-        return _fake(self.weight, self.scale, self.multipliers, symmetric_grid(self.bits))
+        if reader is not None and not (self.training or torch.is_grad_enabled()):
+            codes, input_scale, zero_point = reader(x)
+            scale = self.scale
+            return integer_linear(
+                codes, input_scale, zero_point, self.wide(scale), scale, self.bias
+            )
+        read = x if reader is None else reader.handed.read(reader, x, owner=self.owner)
+        grid = symmetric_grid(self.bits)
+        return fake_linear(read, self.weight, self.scale, self.multipliers, grid, self.bias)
 
     def packed(self, integers: Integers, quantizer: Any, *, owner: bool) -> QuantLinear:  # noqa: ANN401
         """The same as it is deployed, of integers and a quantizer that others may share."""
@@ -239,13 +284,13 @@ class FakeQuantEmbedding(_FakeMatrix):
         rows = lookup(ids, self.weight, self.padding)
         scale = lookup(ids, self.scale)
         multipliers = None if self.multipliers is None else lookup(ids, self.multipliers)
-        values = _fake(rows, scale, multipliers, symmetric_grid(self.bits))
+        values = fake_weight(rows, scale, multipliers, symmetric_grid(self.bits))
         if self.frequent_rows is None:
             return values
         place = torch.searchsorted(self.frequent_rows, ids)
         place = place.clamp(max=len(self.frequent_rows) - 1)
         frequent = (self.frequent_rows[place] == ids)[..., None]
-        return torch.where(frequent, _fake(rows, scale, None, symmetric_grid(8)), values)
+        return torch.where(frequent, fake_weight(rows, scale, None, symmetric_grid(8)), values)
 
     @torch.no_grad()
     def packed(self) -> QuantEmbedding:
@@ -265,16 +310,6 @@ class FakeQuantEmbedding(_FakeMatrix):
 def _scaled(base: Tensor, logarithm: Tensor | None) -> Tensor:
     # exp(0) is exactly 1: a model that has not been trained has its very first scales.
     return base if logarithm is None else base * logarithm.exp()
-
-
-def _fake(weight: Tensor, scale: Tensor, multipliers: Tensor | None, grid: Grid) -> Tensor:
-    """`weight` [..., columns] on its grid; `scale` is [..., 1], `multipliers` [..., groups]."""
-    zero = scale.new_zeros(())
-    if multipliers is None:
-        return learned_fake_quantize(weight, scale, zero, grid)
-    grouped = in_groups(weight, multipliers.shape[-1])
-    factors = multipliers[..., None].to(scale.dtype)
-    return learned_fake_quantize(grouped, scale[..., None], zero, grid, factors).flatten(-2)
 
 
 def _codes(weight: Tensor, scale: Tensor, multipliers: Tensor | None, grid: Grid) -> Tensor:

@@ -70,10 +70,11 @@ class RangeWatch(nn.Module):
         self._tokens = tokens
 
     @torch.no_grad()
-    def note(self, x: Tensor) -> None:
-        """See `x` [..., in] as part of the step that is going on."""
+    def note(self, x: Tensor, multiplier: Tensor | None) -> None:
+        """See `x` [..., in] times `multiplier` [in] as part of the step that is going on."""
         if self.active:
-            low, high = self._tokens.tokens(x).aminmax()
+            rows = self._tokens.tokens(x.float())
+            low, high = (rows if multiplier is None else rows * multiplier).aminmax()
             self.seen_low.copy_(torch.minimum(self.seen_low, low))
             self.seen_high.copy_(torch.maximum(self.seen_high, high))
 

@@ -1,0 +1,109 @@
+"""Products made chunk by chunk are those of the definition, gradients too."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from quantkit.numerics import Grid, asymmetric_grid, symmetric_grid
+from quantkit.qat import straight_through
+from quantkit.qat.straight_through import fake_input, fake_linear, fake_weight
+
+ROWS, COLUMNS, TOKENS = 48, 32, 30
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(straight_through, "CHUNK", 5 * COLUMNS)  # the last chunk is a rest
+
+
+def _both(
+    compute: Callable[[], Tensor], leaves: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> list[list[Tensor]]:
+    """Result and gradients, by chunks and by the definition."""
+    found = []
+    for chunks in (True, False):
+        with monkeypatch.context() as patched:
+            patched.setattr(straight_through, "_in_chunks", lambda _, value=chunks: value)
+            result = compute()
+            upstream = torch.randn(result.shape, generator=torch.Generator().manual_seed(1))
+            gradients = torch.autograd.grad(result, leaves, upstream)
+        found.append([result.detach(), *gradients])
+    return found
+
+
+def _close(found: list[list[Tensor]]) -> None:
+    chunks, definition = found
+    for ours, theirs in zip(chunks, definition, strict=True):
+        tolerance = 2e-6 * float(theirs.abs().max())
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=tolerance)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("smoothed", [True, False])
+def test_inputs(bits: int, smoothed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    grid = asymmetric_grid(bits)
+    x = torch.randn(2, TOKENS, COLUMNS, requires_grad=True)
+    scale = torch.tensor(3.0 / grid.qmax, requires_grad=True)  # a third of the values is clipped
+    zero = torch.tensor(0.4 * grid.qmax, requires_grad=True)
+    multiplier = torch.rand(COLUMNS) + 0.5 if smoothed else None
+    found = _both(
+        lambda: fake_input(x, scale, zero, grid, multiplier), [x, scale, zero], monkeypatch
+    )
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert 0 < int((found[0][1] == 0).sum()) < x.numel() / 2
+    _close(found)
+
+
+def _weight(bits: int, levels: int) -> tuple[Tensor, Tensor, Tensor | None, Grid]:
+    torch.manual_seed(0)
+    grid = symmetric_grid(bits)
+    multipliers = torch.randint(1, 19, (ROWS, 4), dtype=torch.int8) if levels == 2 else None
+    weight = torch.randn(ROWS, COLUMNS)
+    scale = torch.rand(ROWS, 1) / grid.qmax + 0.1 / grid.qmax
+    if multipliers is not None:
+        scale = scale / 9
+    return weight.requires_grad_(), scale.requires_grad_(), multipliers, grid
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(8, 1), (4, 1), (4, 2)])
+def test_linears(bits: int, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, scale, multipliers, grid = _weight(bits, levels)
+    x = torch.randn(2, TOKENS, COLUMNS, requires_grad=True)
+    bias = torch.randn(ROWS, requires_grad=True)
+    found = _both(
+        lambda: fake_linear(x, weight, scale, multipliers, grid, bias),
+        [x, weight, scale, bias],
+        monkeypatch,
+    )
+    assert torch.equal(found[0][2] == 0, found[1][2] == 0)
+    assert 0 < int((found[0][2] == 0).sum()) < weight.numel()
+    _close(found)
+
+
+def test_a_fixed_scale_masks_the_weight_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, scale, multipliers, grid = _weight(4, 2)
+    x = torch.randn(TOKENS, COLUMNS)
+    fixed = scale.detach()
+    found = _both(
+        lambda: fake_linear(x, weight, fixed, multipliers, grid, None), [weight], monkeypatch
+    )
+    assert int((found[0][1] == 0).sum())
+    _close(found)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_under_autocast_the_grid_is_float32_and_the_product_is_not(levels: int) -> None:
+    weight, scale, multipliers, grid = _weight(4, levels)
+    x = torch.randn(TOKENS, COLUMNS, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fake_linear(x, weight, scale, multipliers, grid, None)
+    expected = x.bfloat16() @ fake_weight(weight, scale, multipliers, grid).bfloat16().T
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    for leaf in torch.autograd.grad(found.float().square().sum(), [x, weight, scale]):
+        assert leaf.dtype == torch.float32
+        assert bool(leaf.isfinite().all())
