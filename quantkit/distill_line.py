@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate import PartialState
-
 from quantkit.checkpoint import length_limit, load_float
 from quantkit.data import load_task
 from quantkit.errors import RecipeError
@@ -25,6 +23,7 @@ from quantkit.student import every_second_layer
 from quantkit.teacher import DistillationLoss, check_teacher
 from quantkit.train import TrainingResult, finetune
 from quantkit.training_rows import TrainingRows
+from quantkit.training_setup import processes_of_run
 from quantkit.training_slots import SELF
 
 __all__ = ["distill", "needs_float", "student_run"]
@@ -73,7 +72,7 @@ def distill(
         student.refuse_if_there(resume=resume)
     slot = recipe.distill or Distill()
     settings = slot.training or recipe.finetune
-    processes = PartialState()
+    processes = processes_of_run()
     with processes.main_process_first():  # one downloads and reads, the others find it done
         task = load_task(recipe.task, data, recipe.data)
     refuse_unlabelled(task)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit.calibration_texts import calibration_batches, read_inputs
@@ -31,6 +30,7 @@ from quantkit.tokenization import Inputs
 from quantkit.train import TrainingResult
 from quantkit.train import finetune as train_model
 from quantkit.training_rows import TrainingRows
+from quantkit.training_setup import processes_of_run
 
 __all__ = [
     "PARITY",
@@ -78,7 +78,7 @@ def finetune(
     """
     if not overwrite:
         run.refuse_if_there(resume=resume)
-    processes = PartialState()
+    processes = processes_of_run()
     with processes.main_process_first():  # one downloads and reads, the others find it done
         task = load_task(recipe.task, data, recipe.data)
     start = starting_point(recipe, task)
@@ -238,4 +238,4 @@ def export_float(folder: Path, recipe: Recipe | None) -> Exported:
 
 def is_main_process() -> bool:
     """Whether this process, of those that `accelerate launch` started, is the one that speaks."""
-    return bool(PartialState().is_main_process)
+    return bool(processes_of_run().is_main_process)

@@ -33,6 +33,7 @@ from quantkit.starting_point import refuse_unlabelled
 from quantkit.teacher import check_teacher
 from quantkit.train import TrainingResult, finetune
 from quantkit.training_rows import TrainingRows
+from quantkit.training_setup import processes_of_run
 from quantkit.training_slots import Training
 
 __all__ = ["TrainedFolder", "qat", "recorded_recipe", "with_qat"]
@@ -121,7 +122,7 @@ def qat(
     start = run.quantized_folder(recipe) if folder is None else None
     work = _Work(recipe, run, folder or run.qat_folder(recipe), start, shown, on_step)
     work.refuse_if_there(resume=resume, overwrite=overwrite)
-    processes = PartialState()
+    processes = processes_of_run()
     with processes.main_process_first():  # one quantizes, the others find its layers
         task = load_task(recipe.task, data, recipe.data)
         refuse_unlabelled(task)

@@ -1,12 +1,13 @@
 """What surrounds a training run and is undone behind it: accelerator, checkpointing, progress."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.progress import Progress
@@ -14,7 +15,17 @@ from torch import nn
 
 from quantkit.errors import RecipeError
 
-__all__ = ["accelerating", "checkpointing", "reporting"]
+__all__ = ["accelerating", "checkpointing", "processes_of_run", "reporting"]
+
+
+def processes_of_run() -> PartialState:
+    """The processes that `accelerate launch` or `torchrun` started, or this one alone.
+
+    Accelerate has to be told that processes without an accelerator belong together.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    on_cpus = several and not torch.accelerator.is_available()
+    return PartialState(cpu=True) if on_cpus else PartialState()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import nn
 from quantkit.heads import Head
 from quantkit.recipe import Finetune
 from quantkit.train import TrainingResult
+from quantkit.training_setup import processes_of_run
 from tests.training import (
     CLASSES,
     SETTINGS,
@@ -39,7 +40,7 @@ train_in_processes(Path(sys.argv[1]))
 ENVIRONMENT = {
     "PYTHONPATH": str(Path(__file__).parents[1]),
     "OMP_NUM_THREADS": "1",
-    "ACCELERATE_USE_CPU": "true",  # also where there are GPUs
+    "CUDA_VISIBLE_DEVICES": "",  # on CPUs, also where there are GPUs
 }
 
 
@@ -76,6 +77,8 @@ def train(
 
 def train_in_processes(folder: Path) -> None:
     """What each of the processes does; the first one writes what came of it."""
+    # As the verbs ask before anything is trained.
+    assert processes_of_run().num_processes == 2
     for name, case in CASES.items():
         steps = list[int]()
         model, result = train(case, folder / name / "state", on_step=steps.append)
