@@ -50,7 +50,7 @@ def test_the_library_example_runs(
     monkeypatch.chdir(tmp_path)
     model.save_pretrained("my-model")
     tokenizer.save_pretrained("my-model")
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {})
