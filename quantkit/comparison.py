@@ -17,7 +17,8 @@ from quantkit.heads import Head
 from quantkit.measure import Measured, environment, measure
 from quantkit.metrics import MAIN
 from quantkit.packed import METADATA
-from quantkit.pipeline import PARITY, export_float
+from quantkit.pipeline import export_float
+from quantkit.quantized_folder import parity_file
 from quantkit.recipe import Recipe, recipe_hash
 from quantkit.report import SCHEMA, CandidateReport, Report, candidate_report, save_report
 from quantkit.runs import Run
@@ -166,7 +167,7 @@ def _reports(
             head=task.head,
             references=references,
             components=bytes_by_component(candidate.path),
-            parity=read_json(candidate.folder / PARITY),
+            parity=read_json(parity_file(candidate.path, candidate.folder)),
             parameters=int(candidate.run.training()["parameters"]),
             baseline=None if at == 0 else measured[candidates[0].name],
             control=measured.get(LONGER) if candidate.folder.name.endswith("-qat") else None,

@@ -4,23 +4,52 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import Tokenizer
 
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, RecipeError
 from quantkit.files import read_json
 from quantkit.heads import HEAD_KEY, Head
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["INPUTS", "ModelFile", "find_onnx", "folder_of", "output_name", "read_tokenizer"]
+__all__ = [
+    "DATA_SUFFIX",
+    "FOLDERS",
+    "INPUTS",
+    "TARGETS",
+    "ModelFile",
+    "Target",
+    "file_bytes",
+    "find_onnx",
+    "folder_of",
+    "known_target",
+    "output_name",
+    "read_tokenizer",
+    "target_of",
+]
+
+Target = Literal["portable", "cpu", "cuda"]  # where a file is to run
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # a file takes some of these
 
+# Where a target's files lie in a folder: `cpu` has the place that other tools look at.
+FOLDERS: Mapping[Target, str] = {
+    "cpu": "onnx",
+    "portable": "onnx/portable",
+    "cuda": "onnx/cuda",
+}
 # In the order of preference: what a folder with several files is opened for.
-ONNX_FILES = ("onnx/model_quantized.onnx", "onnx/model.onnx")
+NAMES = ("model_quantized.onnx", "model_q4.onnx", "model_fp16.onnx", "model.onnx")
+# The targets whose files run on a device, the best first.
+TARGETS: Mapping[str, tuple[Target, ...]] = {
+    "cpu": ("cpu", "portable"),
+    "cuda": ("cuda", "portable"),
+}
+
+DATA_SUFFIX = "_data"  # of a file with tensors that a file of 2 GB has no room for
 
 MAX_LENGTH = 512  # tokens, of a file that names no limit
 
@@ -59,26 +88,59 @@ class ModelFile:
         )
 
 
-def find_onnx(path: Path) -> Path:
-    """The ONNX file meant by `path`: itself, or the folder's quantized one, or its float one.
+def find_onnx(path: Path, device: str = "cpu") -> Path:
+    """The ONNX file meant by `path`: itself, or the folder's best one for `device`.
+
+    Before a float file comes a quantized one, before a portable one that of the device.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none for the device.
     """
     if path.is_file():
         return path
-    for name in ONNX_FILES:
-        if (path / name).is_file():
-            return path / name
+    for target in TARGETS[device]:
+        for name in NAMES:
+            if (file := path / FOLDERS[target] / name).is_file():
+                return file
+    others = [target for target in FOLDERS if any((path / FOLDERS[target]).glob("*.onnx"))]
+    found = f"one for {others[0]} only" if others else f"none in {path / 'onnx'}"
     raise CheckpointError(
-        f"{path} holds no exported model ({' or '.join(ONNX_FILES)}). "
-        f"Make one with: quantkit export {path}"
+        f"{path} holds no exported model for {device}, {found}. "
+        f"Make one with: quantkit export {path} --target {device}"
     )
 
 
+def known_target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    for target in FOLDERS:
+        if target == name:
+            return target
+    raise RecipeError(f"The target {name!r} is unknown; quantkit supports {', '.join(FOLDERS)}.")
+
+
+def target_of(path: Path) -> Target:
+    """The target that the place of an exported file stands for."""
+    places: dict[str, Target] = {place: target for target, place in FOLDERS.items()}
+    return places.get(f"onnx/{path.parent.name}", "cpu")
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of an ONNX file, those of its tensors included where they lie beside it."""
+    return path.stat().st_size + sum(other.stat().st_size for other in _data_of(path))
+
+
+def _data_of(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}{DATA_SUFFIX}*"))
+
+
 def folder_of(path: Path) -> Path:
-    """The folder with tokenizer.json that an ONNX file belongs to: its own, or the one above."""
-    return path.parent if (path.parent / "tokenizer.json").is_file() else path.parent.parent
+    """The folder with tokenizer.json that an ONNX file belongs to: its own, or one above."""
+    above = (path.parent, path.parent.parent, path.parent.parent.parent)
+    return next((each for each in above if (each / "tokenizer.json").is_file()), above[1])
 
 
 def output_name(head: Head) -> str:

@@ -18,11 +18,16 @@ from quantkit.checkpoint import (
 )
 from quantkit.data import inputs_of, load_task
 from quantkit.errors import OutputExistsError, RecipeError
-from quantkit.exporter import Exported, export
-from quantkit.files import new_folder, write_json
+from quantkit.exporter import Exported, export, export_path
+from quantkit.files import new_folder
+from quantkit.onnx_file import known_target
 from quantkit.packed import METADATA, load_packed
 from quantkit.ptq import LayerStore, Progress, Quantized
-from quantkit.quantized_folder import PARITY, quantize_checkpoint, write_quantized
+from quantkit.quantized_folder import (
+    keep_findings,
+    quantize_checkpoint,
+    write_quantized,
+)
 from quantkit.recipe import Recipe
 from quantkit.runs import Run
 from quantkit.starting_point import starting_point
@@ -33,7 +38,6 @@ from quantkit.training_rows import TrainingRows
 from quantkit.training_setup import processes_of_run
 
 __all__ = [
-    "PARITY",
     "QuantizedFolder",
     "calibration_batches",
     "export_float",
@@ -204,36 +208,40 @@ def ptq_checkpoint(
     return QuantizedFolder(folder, made.quantized, replace(exported, path=path))
 
 
-def export_folder(folder: Path, *, target: str = "cpu", overwrite: bool = False) -> Exported:
+def export_folder(folder: Path, *, target: str | None = None, overwrite: bool = False) -> Exported:
     """Export a packed or float checkpoint folder in place, under `onnx/`.
+
+    Args:
+        folder: holds the checkpoint.
+        target: where the file is to run; default: what a packed one's recipe says, or `cpu`.
+        overwrite: replace an earlier file of the target.
 
     Raises:
         OutputExistsError: its ONNX file exists.
-        CheckpointError: the folder holds no checkpoint.
+        CheckpointError: the folder holds no checkpoint, or one that the target cannot write.
+        RecipeError: an unknown target.
     """
-    if target != "cpu":
-        raise ValueError(f"unknown target {target!r}")
-    packed = (folder / METADATA).is_file()
-    path = folder / "onnx" / ("model_quantized.onnx" if packed else "model.onnx")
+    wanted = None if target is None else known_target(target)
+    if (folder / METADATA).is_file():
+        loaded = load_packed(folder)
+        model, tokenizer, recipe = loaded.model, loaded.tokenizer, loaded.recipe
+        limit: int | None = loaded.max_length
+    else:
+        (model, tokenizer), recipe, limit = load_float(folder), None, None
+    chosen = wanted or ("cpu" if recipe is None else recipe.export.target)
+    path = export_path(model, folder, chosen)
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already. Pass --overwrite to replace it.")
-    if not packed:
-        return export_float(folder, None)
-    loaded = load_packed(folder)
-    exported = export(
-        loaded.model, loaded.tokenizer, folder, recipe=loaded.recipe, max_length=loaded.max_length
-    )
-    write_json(folder / PARITY, exported.parity.to_json())
-    return exported
+    exported = export(model, tokenizer, folder, target=chosen, recipe=recipe, max_length=limit)
+    return keep_findings(exported, folder)
 
 
 def export_float(folder: Path, recipe: Recipe | None) -> Exported:
-    """Export a float checkpoint folder in place; `recipe` decides the longest text."""
+    """Export a float checkpoint folder for CPUs; `recipe` decides the longest text."""
     model, tokenizer = load_float(folder)
     limit = None if recipe is None else recipe.max_length
-    exported = export(model, tokenizer, folder, recipe=recipe, max_length=limit)
-    write_json(folder / PARITY, exported.parity.to_json())
-    return exported
+    exported = export(model, tokenizer, folder, target="cpu", recipe=recipe, max_length=limit)
+    return keep_findings(exported, folder)
 
 
 def is_main_process() -> bool:

@@ -15,6 +15,7 @@ from quantkit.exporter import Exported, export
 from quantkit.files import write_json
 from quantkit.heads import Head
 from quantkit.metrics import main_score
+from quantkit.onnx_file import target_of
 from quantkit.packed import save_packed
 from quantkit.prediction import predict
 from quantkit.ptq import LayerStore, Progress, Quantized, quantize
@@ -23,9 +24,14 @@ from quantkit.tokenization import Inputs
 from quantkit.training_rows import padding_of
 from quantkit.trim import Coverage, Trimmed, trim_to_corpus
 
-__all__ = ["PARITY", "QuantizedCheckpoint", "quantize_checkpoint", "write_quantized"]
+__all__ = [
+    "QuantizedCheckpoint",
+    "keep_findings",
+    "parity_file",
+    "quantize_checkpoint",
+    "write_quantized",
+]
 
-PARITY = "parity.json"  # the gate's findings, beside each ONNX file
 COSINE_TEXTS = 256
 
 
@@ -107,7 +113,18 @@ def write_quantized(made: QuantizedCheckpoint, quantized: Quantized, folder: Pat
     exported = export(
         quantized.model, made.tokenizer, folder, recipe=recipe, max_length=recipe.max_length
     )
-    write_json(folder / PARITY, exported.parity.to_json())
+    return keep_findings(exported, folder)
+
+
+def parity_file(path: Path, folder: Path) -> Path:
+    """Where the gate's findings on the ONNX file `path` of `folder` lie."""
+    target = target_of(path)
+    return folder / ("parity.json" if target == "cpu" else f"parity-{target}.json")
+
+
+def keep_findings(exported: Exported, folder: Path) -> Exported:
+    """Write what the gate found on an exported file of `folder`."""
+    write_json(parity_file(exported.path, folder), exported.parity.to_json())
     return exported
 
 

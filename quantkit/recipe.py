@@ -58,6 +58,7 @@ __all__ = [
     "shipped_recipes",
     "with_bits",
     "with_changes",
+    "with_target",
 ]
 
 Named = Field(discriminator="name")
@@ -140,10 +141,12 @@ def parse_recipe(values: object, source: str) -> Recipe:
     if not isinstance(values, dict):
         raise RecipeError(f"{source}: a recipe is a mapping of slots, e.g. `task: smsa`.")
     try:
-        return _ADAPTER.validate_python(values)
+        recipe = _ADAPTER.validate_python(values)
     except ValidationError as problem:
         lines = [_explain(dict(entry)) for entry in problem.errors()]
         raise RecipeError("\n".join(f"{source}: {line}" for line in lines)) from None
+    _check_target(recipe, source)
+    return recipe
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -208,6 +211,39 @@ def with_bits(recipe: Recipe, bits: int) -> Recipe:
         "rounding": {"name": "gptq"},
     }
     return with_changes(recipe, values)
+
+
+def with_target(recipe: Recipe, target: str) -> Recipe:
+    """The recipe with another target, and with the inputs' grid that the target takes.
+
+    Raises:
+        RecipeError: a target that is not supported.
+    """
+    values = dict(_grid_of(recipe, target))
+    return with_changes(recipe, {"export.target": target, **values})
+
+
+def _grid_of(recipe: Recipe, target: str) -> Mapping[str, object]:
+    """What `target` asks of the inputs of the recipe's products."""
+    if target == "cuda" and recipe.weights.bits == 4:
+        return {"activations.bits": 16}
+    if target in {"portable", "cuda"} and recipe.activations.bits < 16:
+        return {"activations.per": "tensor", "activations.symmetric": True}
+    return {}
+
+
+def _check_target(recipe: Recipe, source: str) -> None:
+    """Refuse inputs that the target has no operators for."""
+    target = recipe.export.target
+    for path, wanted in _grid_of(recipe, target).items():
+        found = getattr(recipe.activations, path.rpartition(".")[2])
+        if found != wanted:
+            text = json.dumps(wanted).strip('"')
+            raise RecipeError(
+                f"{source}: export.target is {target!r}, which takes {path}: {text}; found "
+                f"{json.dumps(found)}. Set it, or write `quantkit ptq --target {target}`, which "
+                f"does."
+            )
 
 
 def with_changes(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:

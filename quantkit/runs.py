@@ -42,8 +42,9 @@ class Run:
         return self.folder / "training"
 
     def quantized_folder(self, recipe: Recipe) -> Path:
-        """The packed checkpoint of a recipe, named by its bits."""
-        return self.folder / f"w{recipe.weights.bits}a{recipe.activations.bits}"
+        """The packed checkpoint of a recipe, named by its bits and, unless `cpu`, its target."""
+        target = "" if recipe.export.target == "cpu" else f"-{recipe.export.target}"
+        return self.folder / f"w{recipe.weights.bits}a{recipe.activations.bits}{target}"
 
     def qat_folder(self, recipe: Recipe) -> Path:
         """The packed checkpoint that was trained further from a recipe's."""

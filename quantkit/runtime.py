@@ -15,7 +15,14 @@ import numpy as np
 from quantkit.answers import Prediction
 from quantkit.choice import fastest
 from quantkit.errors import CheckpointError, DependencyError, RecipeError
-from quantkit.onnx_file import ModelFile, find_onnx, folder_of, output_name, read_tokenizer
+from quantkit.onnx_file import (
+    TARGETS,
+    ModelFile,
+    find_onnx,
+    folder_of,
+    output_name,
+    read_tokenizer,
+)
 from quantkit.providers import (
     available_threads,
     cpu_flags,
@@ -74,7 +81,7 @@ def load(
     Args:
         folder: holds `onnx/`, `tokenizer.json` and `config.json`; or one of its .onnx files. For
             the torch engine: a packed or float checkpoint.
-        device: `cpu` or `cuda`; an ONNX file must have been exported for it.
+        device: `cpu` or `cuda`; an ONNX file must have been exported for it, or be portable.
         threads: of ONNX Runtime's CPU provider; default: what the machine's CPU quota gives.
         engine: `onnxruntime`; `torch`, which reads the checkpoint itself and runs Triton kernels;
             or `auto`: ONNX Runtime on the CPU, and on CUDA what measures fastest when the folder is
@@ -131,7 +138,8 @@ def _load_torch(folder: Path, device: str, precision: Any) -> Session:  # noqa: 
 
 def _load_onnx(folder: Path, device: str, threads: int | None) -> Session:
     """A session of ONNX Runtime."""
-    path, name = find_onnx(folder), provider(device)
+    name = provider(device)
+    path = find_onnx(folder, device)
     try:
         inference = import_onnxruntime().InferenceSession(
             str(path), session_options(threads), providers=[name]
@@ -140,7 +148,7 @@ def _load_onnx(folder: Path, device: str, threads: int | None) -> Session:
         raise CheckpointError(f"{path} cannot be opened: {problem}. Export it again.") from None
     tokenizer = read_tokenizer(path)
     file = ModelFile.read(inference, tokenizer, path)
-    if file.target not in (None, device):
+    if file.target is not None and file.target not in TARGETS[device]:
         raise CheckpointError(
             f"{path} was exported for {file.target}, and would run badly on {device}. "
             f"Export it again: quantkit export {folder_of(path)} --target {device}"

@@ -43,12 +43,16 @@ class Weights:
             multiplier in 1..18 on the channel's scale. `tensor` is for studies of naive settings.
     range   `absmax` covers the largest weight, `mse` the range of the least squared error;
             the two-level grid always searches
+    narrow  what the kernel multiplies with has 7 bits: codes -63..63, multipliers up to 9. For
+            processors without VNNI under a runtime that does not set
+            `session.x64quantprecision`: their products of 8-bit weights overflow in 16 bits
     """
 
     bits: Literal[8, 4] = 8
     per: Literal["channel", "group", "tensor"] = "channel"
     group: Group = 32
     range: Literal["absmax", "mse"] = "absmax"
+    narrow: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> "Weights":
@@ -128,9 +132,14 @@ Rounding = Nearest | Gptq | AdaRound
 
 @dataclass(frozen=True, config=STRICT)
 class Export:
-    """Where the ONNX file is to run."""
+    """Where the ONNX file is to run.
 
-    target: Literal["cpu"] = "cpu"
+    target  `cpu`: ONNX Runtime on CPUs. `portable`: any runtime of the ONNX standard; quantized
+            inputs have to be symmetric. `cuda`: ONNX Runtime's CUDA provider, in float16; 4-bit
+            weights read float inputs, 8-bit ones symmetric or float inputs
+    """
+
+    target: Literal["cpu", "portable", "cuda"] = "cpu"
 
 
 @dataclass(frozen=True, config=STRICT)

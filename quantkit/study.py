@@ -40,10 +40,11 @@ from quantkit.files import read_json, write_json
 from quantkit.heads import Head
 from quantkit.measure import environment
 from quantkit.metrics import MAIN, Answers, agreement, bootstrap, paired_bootstrap, statistics
+from quantkit.onnx_file import file_bytes, find_onnx
 from quantkit.prediction import Outputs, predict
 from quantkit.recipe import Recipe, load_recipe, read_yaml, with_changes
 from quantkit.runs import Run
-from quantkit.runtime import find_onnx, load
+from quantkit.runtime import load
 from quantkit.simulation import simulate
 from quantkit.tokenization import Inputs
 from quantkit.trim import trim_to_corpus
@@ -265,7 +266,7 @@ def method_scores(
     decided = decisions(head, outputs)
     found = statistics(head, references, decided)
     entry: dict[str, Any] = {name: asdict(bootstrap(s)) for name, s in found.items()}
-    entry["bytes"] = None if folder is None else find_onnx(folder).stat().st_size
+    entry["bytes"] = None if folder is None else file_bytes(find_onnx(folder))
     if baseline is not None:
         others = decisions(head, baseline)
         main = MAIN[head.kind]

@@ -50,7 +50,7 @@ LAYERS = [
     "runtime",
     "worker",
     "exporter",
-    "measure quantized_folder file_check",
+    "measure inspection quantized_folder file_check",
     "report runs",
     "evaluation pipeline workbench",
     "distill_line qat_line",

@@ -64,7 +64,7 @@ def _refused(base: Path, tmp_path: Path, recipe: str, data: Path, *more: object)
         (["bench"], ["holds no finished run", "quantkit run"]),
         (["bench", "nothing", "--threads", "0"], ["--threads"]),
         (["export", "nowhere"], ["nowhere"]),
-        (["export", "nowhere", "--target", "tpu"], ["supports 'cpu'"]),
+        (["export", "nowhere", "--target", "tpu"], ["target 'tpu' is unknown"]),
         (["eval", "nowhere"], ["nowhere"]),
         (["study", "nothing.yaml"], ["no such recipe", "indonlu-study.yaml"]),
         (["study", "builtin.yaml"], ["builtin.yaml: recipes: Field required"]),

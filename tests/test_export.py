@@ -16,6 +16,7 @@ from quantkit.exporter.bert import build
 from quantkit.exporter.gate import check_parity
 from quantkit.exporter.inspect import bytes_by_component, optimized_operators
 from quantkit.heads import Head
+from quantkit.onnx_file import Target
 from quantkit.ptq import Quantized, quantize
 from quantkit.recipe import Recipe
 from quantkit.runtime import session_options
@@ -188,8 +189,10 @@ def test_a_file_that_fails_is_not_left_behind(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def wrong(model: BertForSequenceClassification, metadata: dict[str, str]) -> onnx.ModelProto:
-        return _changed(build(model, metadata), f"{LAYER}.output.dense.codes", 1)
+    def wrong(
+        model: BertForSequenceClassification, metadata: dict[str, str], target: Target
+    ) -> onnx.ModelProto:
+        return _changed(build(model, metadata, target), f"{LAYER}.output.dense.codes", 1)
 
     monkeypatch.setattr("quantkit.exporter.folder.build", wrong)
     with pytest.raises(ParityError):

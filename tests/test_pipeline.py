@@ -202,7 +202,7 @@ def test_calibration_texts_are_lines(base: Path, tmp_path: Path) -> None:
 
 
 def test_targets_are_known_ones(base: Path) -> None:
-    with pytest.raises(ValueError, match="unknown target 'tpu'"):
+    with pytest.raises(RecipeError, match=r"target 'tpu' is unknown.*cpu, portable"):
         export_folder(checkpoint(base), target="tpu")
 
 

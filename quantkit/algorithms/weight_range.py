@@ -17,7 +17,7 @@ __all__ = ["absmax_scale", "least_squares_scale", "tensor_scale", "two_level_sca
 # Gaussian channel always loses; above 1 the grid would only be coarser than need be.
 RATIOS = tuple(torch.linspace(0.5, 1.0, 21).tolist())
 # The multiplier that the widest group of a channel gets. Few of them make narrow groups
-# coarse; the largest possible number leaves no room for rounding up.
+# coarse; the largest possible number leaves no room for rounding up. Of 18.
 TOPS = (10.0, 11.5, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0)
 # Rows are searched in chunks of about this many weights: they stay in the processor's cache.
 CHUNK = 1 << 18
@@ -47,9 +47,13 @@ def least_squares_scale(weight: Tensor, grid: Grid, importance: Tensor | None) -
 
 
 def two_level_scales(
-    weight: Tensor, group: int, grid: Grid, importance: Tensor | None
+    weight: Tensor,
+    group: int,
+    grid: Grid,
+    importance: Tensor | None,
+    largest: int = LARGEST_MULTIPLIER,
 ) -> tuple[Tensor, Tensor]:
-    """Channel scale [out, 1] and multipliers int8 [out, in / group] in 1..18.
+    """Channel scale [out, 1] and multipliers int8 [out, in / group] in 1..18, or `largest`.
 
     A group's scale is the channel's times its multiplier. Each group's own best scale is
     found first; then several channel scales are tried, every group taking the better of the
@@ -64,17 +68,18 @@ def two_level_scales(
         group: columns that share a multiplier.
         grid: symmetric, 4 bits.
         importance: weight of each column's error [in]; None: all alike.
+        largest: multiplier.
     """
     rows = max(1, CHUNK // weight.shape[1])
     parts = [
-        _two_levels(part, group, grid, _grouped(importance, weight.shape[1] // group))
+        _two_levels(part, group, grid, _grouped(importance, weight.shape[1] // group), largest)
         for part in torch.split(weight, rows)
     ]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
 def _two_levels(
-    weight: Tensor, group: int, grid: Grid, importance: Tensor | None
+    weight: Tensor, group: int, grid: Grid, importance: Tensor | None, largest: int
 ) -> tuple[Tensor, Tensor]:
     grouped = weight.view(len(weight), -1, group)  # [out, groups, group]
     free = _searched(grouped, grid, importance)[..., 0]  # [out, groups]
@@ -82,9 +87,9 @@ def _two_levels(
     least: Tensor | None = None
     scale, multipliers = widest, torch.ones_like(free)
     for top in TOPS:
-        tried = widest / top
-        below = (free / tried).floor().clamp(1, LARGEST_MULTIPLIER)
-        above = (below + 1).clamp(max=LARGEST_MULTIPLIER)
+        tried = widest / (top * largest / LARGEST_MULTIPLIER)
+        below = (free / tried).floor().clamp(1, largest)
+        above = (below + 1).clamp(max=largest)
         errors = [_error(grouped, tried * m, grid, importance) for m in (below, above)]
         chosen = torch.where(errors[1] < errors[0], above, below)
         total = torch.minimum(*errors).sum(1, keepdim=True)

@@ -4,7 +4,16 @@ Only errors and typer are imported at the top of these modules, so that `--help`
 once; a test pins the option values to the recipe's own.
 """
 
-from quantkit.cli import learning, sensitivity, serving, studies, training
+from quantkit.cli import inspecting, learning, sensitivity, serving, studies, training
 from quantkit.cli.app import app, main
 
-__all__ = ["app", "learning", "main", "sensitivity", "serving", "studies", "training"]
+__all__ = [
+    "app",
+    "inspecting",
+    "learning",
+    "main",
+    "sensitivity",
+    "serving",
+    "studies",
+    "training",
+]

@@ -26,6 +26,7 @@ __all__ = [
     "RunArgument",
     "Runs",
     "Set",
+    "Target",
     "Text",
     "TextPair",
     "Threads",
@@ -55,6 +56,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a recipe's value, e.g. --set finetune.epochs=5"),
 ]
+Target = Annotated[str, typer.Option(help="Where the file is to run: cpu, portable or cuda.")]
 Text = Annotated[str, typer.Option(help="A table of your own: the column with the texts.")]
 Label = Annotated[str, typer.Option(help="A table of your own: the column with the labels.")]
 TextPair = Annotated[str, typer.Option(help="A table of your own: the second text of a pair.")]
@@ -116,12 +118,15 @@ def run_named(runs: Path, name: str) -> "Run":
 
 def newest_quantized(runs: Path) -> Path:
     """The folder that was quantized last."""
-    files = sorted(
-        runs.glob("*/w*a*/onnx/model_quantized.onnx"), key=lambda path: path.stat().st_mtime
-    )
-    if not files:
+    folders = sorted(runs.glob("*/w*a*"), key=_last_export)
+    if not folders or not _last_export(folders[-1]):
         raise CheckpointError(f"{runs} holds no exported model. Make one: quantkit ptq --bits 8")
-    return files[-1].parent.parent
+    return folders[-1]
+
+
+def _last_export(folder: Path) -> float:
+    """When its newest ONNX file was written; 0 without any."""
+    return max((path.stat().st_mtime for path in folder.glob("onnx/**/*.onnx")), default=0.0)
 
 
 def say(line: str) -> None:

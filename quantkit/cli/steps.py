@@ -36,12 +36,13 @@ def run_and_recipe(
     changes: list[str] | None,
     bits: int | None,
     make: bool = True,
+    target: str = "",
 ) -> tuple["Run", "Recipe"]:
     """The named run, else the latest, else (if `make`) the built-in one, made now."""
     from quantkit.recipe import builtin_recipe
     from quantkit.runs import find_run, latest_run
 
-    checked = resolved(builtin_recipe(), bits, None)  # before any work: is that supported?
+    checked = resolved(builtin_recipe(), bits, None, target)  # before any work: is that supported?
     chosen = find_run(name, runs) if name else latest_run(runs)
     if chosen is None:
         if not make:
@@ -54,14 +55,17 @@ def run_and_recipe(
     elif not name:
         say(f"Taking the latest run: {chosen.folder}")
     base = recipe_of(recipe, "", {}) if recipe else chosen.recipe()
-    return chosen, resolved(base, bits, changes)
+    return chosen, resolved(base, bits, changes, target)
 
 
-def resolved(base: "Recipe", bits: int | None, changes: list[str] | None) -> "Recipe":
-    """A recipe with the weights' bits of --bits, if given, and then the values of --set."""
-    from quantkit.recipe import with_bits, with_changes
+def resolved(
+    base: "Recipe", bits: int | None, changes: list[str] | None, target: str = ""
+) -> "Recipe":
+    """A recipe with what --bits and --target ask for, and then the values of --set."""
+    from quantkit.recipe import with_bits, with_changes, with_target
 
     chosen = base if bits is None else with_bits(base, bits)
+    chosen = with_target(chosen, target) if target else chosen
     return with_changes(chosen, changes_of(changes))
 
 

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,7 @@ from quantkit.cli.options import (
     RunArgument,
     Runs,
     Set,
+    Target,
     Text,
     TextPair,
     Threads,
@@ -44,6 +45,9 @@ from quantkit.cli.steps import (
     say_quantized,
 )
 from quantkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from quantkit.recipe import Recipe
 
 __all__ = ["export", "finetune", "ptq", "run_line"]
 
@@ -89,6 +93,7 @@ def ptq(
     texts: Annotated[
         Path | None, typer.Option(help="With --checkpoint: calibration texts, one a line.")
     ] = None,
+    target: Target = "",
     data: Data = None,
     runs: Runs = RUNS,
     overwrite: Overwrite = False,
@@ -100,9 +105,10 @@ def ptq(
 
         check_budget(max_drop)
     if checkpoint is not None:
-        _ptq_checkpoint(checkpoint, texts, bits, recipe, runs, overwrite, changes, data, max_drop)
+        made_by = resolved(_base_of(checkpoint, recipe), bits, changes, target)
+        _ptq_checkpoint(checkpoint, texts, made_by, runs, overwrite, data, max_drop)
         return
-    chosen, made_by = run_and_recipe(run, runs, recipe, changes, bits)
+    chosen, made_by = run_and_recipe(run, runs, recipe, changes, bits, target=target)
     if max_drop is None:
         ptq_and_say(made_by, chosen, data or chosen.data(), overwrite)
     else:
@@ -116,18 +122,18 @@ def export(
     folder: Annotated[
         Path | None, typer.Argument(help="A checkpoint folder, float or packed.")
     ] = None,
-    target: Annotated[str, typer.Option(help="Where the file is to run: cpu.")] = "cpu",
+    target: Target = "",
     runs: Runs = RUNS,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a checkpoint as ONNX, and prove that it answers the same."""
     from quantkit.pipeline import export_folder
 
-    if target != "cpu":
-        raise RecipeError(f"--target is {target!r}; quantkit supports 'cpu'.")
-    exported = export_folder(folder or newest_quantized(runs), overwrite=overwrite)
+    exported = export_folder(
+        folder or newest_quantized(runs), target=target or None, overwrite=overwrite
+    )
     say(f"ONNX, verified on {exported.parity.rows} rows: {exported.path}")
-    say_next(f'quantkit predict "{EXAMPLE}" --model {exported.path.parent.parent}')
+    say_next(f'quantkit predict "{EXAMPLE}" --model {exported.path}')
 
 
 @app.command("run")
@@ -153,30 +159,35 @@ def run_line(
     measure_and_say(line, chosen, data, threads, ())
 
 
+def _base_of(checkpoint: Path, recipe: str) -> "Recipe":
+    """The recipe file, or without one the defaults."""
+    from quantkit.recipe import Recipe, load_recipe
+
+    return load_recipe(recipe) if recipe else Recipe(_name_of(checkpoint), "none", str(checkpoint))
+
+
+def _name_of(checkpoint: Path) -> str:
+    """The folder's name; what is not allowed in a recipe's becomes hyphens."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint.resolve().name).lstrip("-._") or "model"
+
+
 def _ptq_checkpoint(
     checkpoint: Path,
     texts: Path | None,
-    bits: int | None,
-    recipe: str,
+    made_by: "Recipe",
     runs: Path,
     overwrite: bool,
-    changes: list[str] | None,
     data: Path | None,
     max_drop: float | None,
 ) -> None:
     from quantkit import pipeline
-    from quantkit.recipe import Recipe, load_recipe
 
     if texts is None:
         raise RecipeError(
             "--checkpoint needs --texts FILE: about 256 texts of the model's task, one a line, "
             "to take the input ranges from."
         )
-    # What is not allowed in a recipe's name becomes hyphens.
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", checkpoint.resolve().name).lstrip("-._") or "model"
-    base = load_recipe(recipe) if recipe else Recipe(name, "none", str(checkpoint))
-    made_by = resolved(base, bits, changes)
-    run = run_named(runs, name)
+    run = run_named(runs, _name_of(checkpoint))
     folder = run.quantized_folder(made_by)
     inputs = pipeline.read_inputs(texts, checkpoint)
     if max_drop is None:

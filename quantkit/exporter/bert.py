@@ -1,30 +1,51 @@
 """The BERT family as a graph: the closed form that every target's emitter fills in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
+from torch import nn
 from transformers import PreTrainedModel
 
 from quantkit.encoder import EmbeddingPlan, EncoderPlan, LayerPlan, describe, unroll
 from quantkit.exporter.cpu import CpuEmitter
+from quantkit.exporter.cuda import CudaEmitter
 from quantkit.exporter.emitter import Emitter
 from quantkit.exporter.graph import GraphWriter
 from quantkit.exporter.names import attention_name
+from quantkit.exporter.portable import PortableEmitter
+from quantkit.onnx_file import Target
 
 __all__ = ["build"]
 
 
-def build(model: PreTrainedModel, metadata: Mapping[str, str]) -> onnx.ModelProto:
+_EMITTERS: Mapping[Target, Callable[[GraphWriter, nn.Module], Emitter]] = {
+    "cpu": CpuEmitter,
+    "portable": PortableEmitter,
+    "cuda": CudaEmitter,
+}
+
+
+def build(
+    model: PreTrainedModel,
+    metadata: Mapping[str, str],
+    target: Target = "cpu",
+    *,
+    single: bool = False,
+) -> onnx.ModelProto:
     """The ONNX model of a plan, float or quantized, with dynamic batch and length.
 
     Its inputs are the plan's arguments, int64 [batch, length], and its output the plan's:
     `logits` [batch, labels], of words [batch, length, labels], or `last_hidden_state`
-    [batch, length, hidden].
+    [batch, length, hidden]. With `single` a file of half precision is written in float32, for
+    comparison.
     """
     model = unroll(model)
     plan, graph = describe(model), GraphWriter()
-    emitter: Emitter = CpuEmitter(graph, model)
+    if target == "cuda" and single:
+        emitter: Emitter = CudaEmitter(graph, model, single=True)
+    else:
+        emitter = _EMITTERS[target](graph, model)
     hidden = _embeddings(plan, graph, emitter)
     mask = emitter.mask("attention_mask")
     for layer in plan.layers:

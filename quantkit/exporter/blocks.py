@@ -7,19 +7,21 @@ a rounding flip cannot spread.
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from quantkit.encoder import EncoderPlan, LayerPlan, SharedInput
-from quantkit.exporter.constants import constant_value
-from quantkit.exporter.cpu import is_fused
-from quantkit.exporter.initializers import merged_bias, merged_codes, merged_scale
+from quantkit.exporter.form import FileForm, integer_modules, reads_codes
 from quantkit.exporter.names import attention_name, codes_name, product_name, token_scale_name
-from quantkit.modules import InputQuantizer, QuantLinear, TokenQuantizer
+from quantkit.modules import QuantLinear, TokenQuantizer
 
-__all__ = ["BlockErrors", "block_taps", "check_blocks", "check_stored"]
+__all__ = ["BlockErrors", "check_blocks"]
+
+UNIT = 2.0**-24  # float32's unit roundoff
+# Of a product of dequantized numbers, beside the additions: of both factors (a two-level scale
+# is itself a product), their product, the bias, and the reference's own.
+ROUNDINGS = 8
 
 _FUNCTIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": torch.nn.functional.gelu}
 
@@ -45,6 +47,12 @@ class BlockErrors:
         # NaN compares false with everything: count it as infinitely wrong.
         self.relative_error = max(self.relative_error, error if error == error else np.inf)  # noqa: PLR0124
 
+    def products_of(self, found: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> None:
+        """Test (a): count the products, and those that are further off than `bound`."""
+        self.products += found.size
+        # NaN is within no bound.
+        self.inexact_products += int((~(np.abs(found - expected) <= bound)).sum())
+
     def codes(self, found: np.ndarray, expected: Tensor) -> None:
         """Compare codes: how far, and in what share of places, one place set aside."""
         distance = np.abs(found.astype(np.int32) - expected.numpy().astype(np.int32))
@@ -54,186 +62,109 @@ class BlockErrors:
         self.code_share = max(self.code_share, others / distance.size)
 
 
-def block_taps(plan: EncoderPlan, model: PreTrainedModel) -> dict[str, int]:
-    """The inner values that the tests read, with their element types."""
-    floats = [plan.embedding.norm]
-    for layer in plan.layers:
-        floats += [layer.attention_norm, layer.output_norm, attention_name(layer)]
-    shared_inputs = list(plan.inputs())
-    inside = [
-        layer.query_key_value for layer in plan.layers if is_fused(model, layer.query_key_value)
-    ]
-    floats += [product_name(shared) for shared in shared_inputs if shared not in inside]
-    integers = [codes_name(shared) for shared in shared_inputs if _reads_codes(model, shared)]
-    dynamic = (shared for shared in shared_inputs if _reads_codes(model, shared, TokenQuantizer))
-    floats += [token_scale_name(shared) for shared in dynamic]
-    return {
-        **dict.fromkeys(floats, onnx.TensorProto.FLOAT),
-        **dict.fromkeys(integers, onnx.TensorProto.UINT8),
-    }
+@dataclass(frozen=True)
+class _File:
+    """What one batch made of a file, and where errors are counted."""
+
+    model: PreTrainedModel
+    plan: EncoderPlan
+    form: FileForm
+    values: dict[str, np.ndarray]
+    errors: BlockErrors
+
+    def product(self, shared: SharedInput, x: Tensor) -> Tensor:
+        """The file's own product, after test (a) on it and its codes, which `x` should give."""
+        found = self.values[product_name(shared)]
+        if reads_codes(self.model, shared):
+            expected, bound = self.exact_product(shared, x)
+            self.errors.products_of(found, expected, bound)
+        else:
+            outputs = [self.model.get_submodule(name)(x) for name in shared.linears]
+            self.errors.floats(found, torch.cat(outputs, dim=-1))
+        return torch.from_numpy(found)
+
+    def norm(self, name: str, x: Tensor) -> np.ndarray:
+        """The file's own normalised `x`, held against the model's."""
+        self.errors.floats(self.values[name], self.model.get_submodule(name)(x))
+        return self.values[name]
+
+    def exact_product(self, shared: SharedInput, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Holds the codes of `x` against the file's; the merged product of the file's codes.
+
+        Beside it, how far the file may be off: not at all, or where it multiplies dequantized
+        numbers as far as any order of float32 additions can be (Higham 2002, section 3.1).
+        """
+        modules = integer_modules(self.model, shared)
+        quantizer = modules[0].input_quantizer
+        if quantizer is None:
+            raise TypeError(f"{shared.linears[0]} reads floats")
+        expected, scales, zero_point = quantizer(x)
+        codes = self.values[codes_name(shared)]
+        if codes.dtype == np.int8:  # around 0, where the model's are around its zero point
+            codes = codes.astype(np.int16) + int(zero_point)
+        self.errors.codes(codes, expected)
+        scale = scales.numpy()
+        if isinstance(quantizer, TokenQuantizer):
+            scale = self.values[token_scale_name(shared)]
+            self.errors.floats(scale, scales)
+        centred = codes.astype(np.float64) - float(zero_point)
+        parts = [_exact_product(centred, scale, module) for module in modules]
+        product = np.concatenate(parts, axis=-1)
+        if codes_name(shared) not in self.form.dequantized:
+            return product, np.zeros(1)
+        sizes = [_size(centred, scale, module) for module in modules]
+        return product, np.concatenate(sizes, axis=-1) * (centred.shape[-1] + ROUNDINGS) * UNIT
 
 
 @torch.inference_mode()
 def check_blocks(
     model: PreTrainedModel,
     plan: EncoderPlan,
+    form: FileForm,
     arrays: dict[str, np.ndarray],
     values: dict[str, np.ndarray],
     errors: BlockErrors,
 ) -> None:
     """Hold every tapped value of one batch against what the model makes of its inputs."""
+    file = _File(model, plan, form, values, errors)
     hidden = values[plan.embedding.norm]
     errors.floats(hidden, _embedded(model, plan, arrays))
     if (projection := plan.embedding.projection) is not None:
-        _check_linear(model, projection, torch.from_numpy(hidden), values, errors)
-        hidden = values[product_name(projection)]
+        hidden = file.product(projection, torch.from_numpy(hidden)).numpy()
     mask = torch.from_numpy(arrays["attention_mask"]).bool()
     for layer in plan.layers:
-        hidden = _check_layer(model, plan, layer, hidden, mask, values, errors)
-    _check_head(model, plan, torch.from_numpy(hidden), values, errors)
+        hidden = _check_layer(file, layer, torch.from_numpy(hidden), mask)
+    _check_head(file, torch.from_numpy(hidden))
 
 
-def _check_head(
-    model: PreTrainedModel,
-    plan: EncoderPlan,
-    hidden: Tensor,
-    values: dict[str, np.ndarray],
-    errors: BlockErrors,
-) -> None:
+def _check_head(file: _File, hidden: Tensor) -> None:
     """What stands on the last layer, and the file's output."""
-    head = plan.head
+    head = file.plan.head
     if head.kind == "sequence":
         hidden = hidden[:, :1]  # one token, three axes, as in the graph
     if head.dense is not None and head.function is not None:
-        _check_linear(model, head.dense, hidden, values, errors)
-        product = torch.from_numpy(values[product_name(head.dense)])
-        hidden = _FUNCTIONS[head.function](product)
+        hidden = _FUNCTIONS[head.function](file.product(head.dense, hidden))
     if head.classifier is not None:
-        _check_linear(model, head.classifier, hidden, values, errors)
-        hidden = torch.from_numpy(values[product_name(head.classifier)])
-    errors.floats(values[plan.output], hidden[:, 0] if head.kind == "sequence" else hidden)
+        hidden = file.product(head.classifier, hidden)
+    output = file.values[file.plan.output]
+    file.errors.floats(output, hidden[:, 0] if head.kind == "sequence" else hidden)
 
 
-def _check_layer(
-    model: PreTrainedModel,
-    plan: EncoderPlan,
-    layer: LayerPlan,
-    hidden: np.ndarray,
-    mask: Tensor,
-    values: dict[str, np.ndarray],
-    errors: BlockErrors,
-) -> np.ndarray:
+def _check_layer(file: _File, layer: LayerPlan, hidden: Tensor, mask: Tensor) -> np.ndarray:
     """One layer, from its input to its output, both the file's own."""
-
-    def product(shared: SharedInput, x: Tensor) -> Tensor:
-        _check_linear(model, shared, x, values, errors)
-        return torch.from_numpy(values[product_name(shared)])
-
-    def norm(name: str, x: Tensor, residual: np.ndarray) -> np.ndarray:
-        errors.floats(values[name], model.get_submodule(name)(x + torch.from_numpy(residual)))
-        return values[name]
-
-    if is_fused(model, layer.query_key_value):
-        merged = _check_fused(model, layer, torch.from_numpy(hidden), values, errors)
-    else:
-        merged = product(layer.query_key_value, torch.from_numpy(hidden))
+    if product_name(layer.query_key_value) in file.form.taps:
+        merged = file.product(layer.query_key_value, hidden)
+    else:  # it stays inside the attention operator: see `stored`
+        merged = torch.from_numpy(file.exact_product(layer.query_key_value, hidden)[0])
     # Wide scores make softmax ill-conditioned: at |score| 400, float32 is off by 1e-5 in torch.
-    exact = _attention(merged.double(), mask, plan.heads)
-    own = float((_attention(merged, mask, plan.heads) - exact).abs().max())
-    errors.floats(values[attention_name(layer)], exact, explained=own)
-    context = torch.from_numpy(values[attention_name(layer)])
-    middle = norm(layer.attention_norm, product(layer.attention_output, context), hidden)
-    inner = product(layer.intermediate, torch.from_numpy(middle))
-    active = model.get_submodule(layer.activation)(inner)
-    return norm(layer.output_norm, product(layer.output, active), middle)
-
-
-def _check_linear(
-    model: PreTrainedModel,
-    shared: SharedInput,
-    x: Tensor,
-    values: dict[str, np.ndarray],
-    errors: BlockErrors,
-) -> None:
-    """The codes of `x`, then test (a) on the product of the file's own codes."""
-    found = values[product_name(shared)]
-    if not _reads_codes(model, shared):
-        outputs = [model.get_submodule(name)(x) for name in shared.linears]
-        errors.floats(found, torch.cat(outputs, dim=-1))
-        return
-    expected = _exact_products(model, shared, x, values, errors)
-    errors.products += found.size
-    errors.inexact_products += int((found != expected).sum())
-
-
-def check_stored(
-    model: PreTrainedModel, plan: EncoderPlan, proto: onnx.ModelProto, errors: BlockErrors
-) -> None:
-    """Test (a) for products that stay inside an attention operator, and cannot be read.
-
-    What the file stores for them has to be the model's own: weight codes, scales and bias,
-    and the input's scale and zero point, every number of them.
-    """
-    operators = {node.output[0]: node for node in proto.graph.node}
-    for layer in plan.layers:
-        if not is_fused(model, layer.query_key_value):
-            continue
-        modules = _integer_modules(model, layer.query_key_value)
-        quantizer = modules[0].input_quantizer
-        if not isinstance(quantizer, InputQuantizer):
-            raise TypeError(f"{attention_name(layer)} reads floats")
-        expected = {  # by QAttention's input
-            1: merged_codes(modules),
-            2: merged_bias(modules),
-            3: quantizer.scale.numpy(),
-            4: merged_scale(modules),
-            6: quantizer.zero_point.numpy(),
-        }
-        # What the operator reads: layers may share their initializers.
-        reads = operators[attention_name(layer)].input
-        for place, values in expected.items():
-            found = constant_value(proto, reads[place])
-            errors.products += found.size
-            errors.inexact_products += int((found != values).sum())
-
-
-def _check_fused(
-    model: PreTrainedModel,
-    layer: LayerPlan,
-    x: Tensor,
-    values: dict[str, np.ndarray],
-    errors: BlockErrors,
-) -> Tensor:
-    """The codes of `x`; returns the exact merged product of the file's own codes."""
-    return torch.from_numpy(_exact_products(model, layer.query_key_value, x, values, errors))
-
-
-def _exact_products(
-    model: PreTrainedModel,
-    shared: SharedInput,
-    x: Tensor,
-    values: dict[str, np.ndarray],
-    errors: BlockErrors,
-) -> np.ndarray:
-    """Holds the codes of `x` against the file's; returns the merged products of the file's."""
-    modules = _integer_modules(model, shared)
-    codes, quantizer = values[codes_name(shared)], modules[0].input_quantizer
-    if quantizer is None:
-        raise TypeError(f"{shared.linears[0]} reads floats")
-    expected, scales, zero_point = quantizer(x)
-    errors.codes(codes, expected)
-    scale = scales.numpy()
-    if isinstance(quantizer, TokenQuantizer):
-        scale = values[token_scale_name(shared)]
-        errors.floats(scale, scales)
-    centred = codes.astype(np.float64) - float(zero_point)
-    products = [_exact_product(centred, scale, module) for module in modules]
-    return np.concatenate(products, axis=-1)
-
-
-def _integer_modules(model: PreTrainedModel, shared: SharedInput) -> list[QuantLinear]:
-    modules = (model.get_submodule(name) for name in shared.linears)
-    return [module for module in modules if isinstance(module, QuantLinear)]
+    exact = _attention(merged.double(), mask, file.plan.heads)
+    own = float((_attention(merged, mask, file.plan.heads) - exact).abs().max())
+    file.errors.floats(file.values[attention_name(layer)], exact, explained=own)
+    context = torch.from_numpy(file.values[attention_name(layer)])
+    projected = file.product(layer.attention_output, context)
+    middle = torch.from_numpy(file.norm(layer.attention_norm, projected + hidden))
+    active = file.model.get_submodule(layer.activation)(file.product(layer.intermediate, middle))
+    return file.norm(layer.output_norm, file.product(layer.output, active) + middle)
 
 
 def _exact_product(centred: np.ndarray, scale: np.ndarray, module: QuantLinear) -> np.ndarray:
@@ -242,6 +173,13 @@ def _exact_product(centred: np.ndarray, scale: np.ndarray, module: QuantLinear) 
     factor = scale * module.scale.numpy()[:, 0]
     result: np.ndarray = accumulator.astype(np.float32) * factor
     return result if module.bias is None else result + module.bias.numpy()
+
+
+def _size(centred: np.ndarray, scale: np.ndarray, module: QuantLinear) -> np.ndarray:
+    """The sum of all terms' magnitudes, which float rounding is relative to."""
+    weight = np.abs(module.integers.wide().numpy().astype(np.float64))
+    result: np.ndarray = (np.abs(centred) @ weight.T) * (scale * module.scale.numpy()[:, 0])
+    return result if module.bias is None else result + np.abs(module.bias.numpy())
 
 
 def _attention(merged: Tensor, mask: Tensor, heads: int) -> Tensor:
@@ -260,12 +198,3 @@ def _embedded(model: PreTrainedModel, plan: EncoderPlan, arrays: dict[str, np.nd
     names = [name for name in plan.arguments if name != "attention_mask"]
     result: Tensor = module(**{name: torch.from_numpy(arrays[name]) for name in names})
     return result
-
-
-def _reads_codes(
-    model: PreTrainedModel,
-    shared: SharedInput,
-    quantizer: type[nn.Module] = nn.Module,
-) -> bool:
-    module = model.get_submodule(shared.linears[0])
-    return isinstance(module, QuantLinear) and isinstance(module.input_quantizer, quantizer)

@@ -7,19 +7,18 @@ slower than a float file. The five functions are what a target consists of.
 Tensors that modules share are stored once: the first module that needs them names them.
 """
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import onnx
 from torch import nn
 
 from quantkit.encoder import SharedInput
-from quantkit.errors import CheckpointError
-from quantkit.exporter.graph import CONTRIB, GraphWriter
-from quantkit.exporter.initializers import Initializers, array
+from quantkit.exporter.graph import CONTRIB
+from quantkit.exporter.initializers import array
 from quantkit.exporter.names import codes_name, product_name, token_scale_name
-from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear, TokenQuantizer
+from quantkit.exporter.plain import Linears, PlainEmitter
+from quantkit.modules import InputQuantizer, QuantLinear, TokenQuantizer
 from quantkit.numerics import centre, symmetric_grid
 
 __all__ = ["CpuEmitter", "is_fused"]
@@ -39,54 +38,26 @@ class _Operands(NamedTuple):
     bias: str  # "" without
 
 
-class CpuEmitter:
+class CpuEmitter(PlainEmitter):
     """Writes one model's modules as operators of the CPU provider."""
 
-    target = "cpu"
-
-    def __init__(self, graph: GraphWriter, model: nn.Module) -> None:
-        self._graph = graph
-        self._model = model
-        self._initializers = Initializers(graph)
+    target: ClassVar[str] = "cpu"
 
     def mask(self, name: str) -> str:
         """The input `name`, int64, as int32 [batch, length]: 1 where a token stands."""
         return self._graph.add("Cast", name, to=onnx.TensorProto.INT32)
 
-    def embed(self, name: str, ids: str) -> str:
-        """Rows `ids` [...] of the embedding table `name` as float32 [..., dim]."""
-        graph, initializers = self._graph, self._initializers
-        table = self._model.get_submodule(name)
-        if isinstance(table, QuantEmbedding):
-            codes = graph.add("Gather", initializers.table(name, table), ids)
-            scale = graph.add("Gather", initializers.tensor(f"{name}.scale", table.scale), ids)
-            return graph.add("Mul", graph.add("Cast", codes, to=FLOAT), scale)
-        if not isinstance(table, nn.Embedding):
-            raise CheckpointError(f"{name} is a {type(table).__name__}, not an Embedding.")
-        return graph.add("Gather", initializers.tensor(f"{name}.weight", table.weight), ids)
-
-    def linear(self, shared: SharedInput, x: str) -> str:
-        """All Linears that read `x` as one product, their outputs side by side."""
-        modules = [self._model.get_submodule(name) for name in shared.linears]
-        quantized = [module for module in modules if isinstance(module, QuantLinear)]
-        if len(quantized) == len(modules):
-            return self._quantized_linear(shared, quantized, x)
-        floats = [module for module in modules if isinstance(module, nn.Linear)]
-        if len(floats) != len(modules):
-            raise CheckpointError(
-                f"{', '.join(shared.linears)} read one tensor but are quantized differently."
-            )
-        weight = self._initializers.float_weight(shared.linears[0], floats)
-        return self._float_product(shared, floats, x, weight)
-
-    def _quantized_linear(self, shared: SharedInput, modules: list[QuantLinear], x: str) -> str:
+    def quantized_product(self, linears: Linears, x: str) -> str:
+        """An integer product, or of float inputs one with weights that are folded to float."""
+        shared = linears.shared
+        modules = [module for module in linears.modules if isinstance(module, QuantLinear)]
         quantizer = modules[0].input_quantizer
         if quantizer is None:
             weight = self._initializers.dequantized(shared.linears[0], modules)
-            return self._float_product(shared, modules, x, weight)
-        if isinstance(quantizer, TokenQuantizer):
-            return self._token_product(shared, self._operands(shared, modules, x))
+            return self.float_product(linears, x, weight)
         operands = self._operands(shared, modules, x)
+        if isinstance(quantizer, TokenQuantizer):
+            return self._token_product(shared, operands)
         return self._graph.add(
             "MatMulIntegerToFloat",
             operands.codes,
@@ -99,18 +70,6 @@ class CpuEmitter:
             domain=CONTRIB,
             name=product_name(shared),
         )
-
-    def _float_product(
-        self,
-        shared: SharedInput,
-        modules: Sequence[nn.Linear] | Sequence[QuantLinear],
-        x: str,
-        weight: str,
-    ) -> str:
-        graph, bias = self._graph, self._initializers.bias(shared.linears[0], modules)
-        if not bias:
-            return graph.add("MatMul", x, weight, name=product_name(shared))
-        return graph.add("Add", graph.add("MatMul", x, weight), bias, name=product_name(shared))
 
     def _token_product(self, shared: SharedInput, operands: _Operands) -> str:
         """An integer product whose input scale differs from token to token."""
@@ -155,12 +114,7 @@ class CpuEmitter:
         graph, name = self._graph, shared.linears[0]
         scale = graph.constant(f"{name}.input.scale", array(quantizer.scale))
         zero_point = graph.constant(f"{name}.input.zero_point", array(quantizer.zero_point))
-        if quantizer.bits < 8:
-            # QuantizeLinear clips at 0 and 255 only.
-            ends = np.array([quantizer.grid.qmin, quantizer.grid.qmax], np.float32)
-            bounds = (ends - array(quantizer.zero_point)) * array(quantizer.scale)
-            low = graph.constant(f"{name}.input.low", bounds[0])
-            x = graph.add("Clip", x, low, graph.constant(f"{name}.input.high", bounds[1]))
+        x = self.clipped(shared, quantizer, x)
         codes = graph.add("QuantizeLinear", x, scale, zero_point, name=codes_name(shared))
         return codes, scale, zero_point
 
@@ -216,54 +170,6 @@ class CpuEmitter:
         return graph.add(
             "MultiHeadAttention", *parts, "", mask, domain=CONTRIB, num_heads=heads, name=name
         )
-
-    def norm(self, name: str, x: str, residual: str | None = None) -> str:
-        """LayerNorm of `x`, or of `x + residual`."""
-        graph, module = self._graph, self._model.get_submodule(name)
-        if not isinstance(module, nn.LayerNorm):
-            raise CheckpointError(f"{name} is a {type(module).__name__}, not a LayerNorm.")
-        if residual is not None:
-            x = graph.add("Add", x, residual)
-        return graph.add(
-            "LayerNormalization",
-            x,
-            self._initializers.tensor(f"{name}.weight", module.weight),
-            self._initializers.tensor(f"{name}.bias", module.bias),
-            name=name,
-            axis=-1,
-            epsilon=module.eps,
-        )
-
-    def activation(self, name: str, x: str) -> str:
-        """The activation function of the module `name`."""
-        kind = type(self._model.get_submodule(name)).__name__
-        if kind in _GELU:
-            return self._graph.add("Gelu", x, approximate=_GELU[kind])
-        if kind in {"ReLU", "Tanh", "Sigmoid"}:
-            return self._graph.add({"ReLU": "Relu"}.get(kind, kind), x)
-        raise CheckpointError(
-            f"{name} is a {kind}; the cpu target writes GELU (exact and tanh), ReLU, Tanh and "
-            f"Sigmoid. Check `hidden_act` in the checkpoint's config.json."
-        )
-
-    def function(self, name: Literal["tanh", "relu", "gelu"], x: str) -> str:
-        """A function that a head applies without a module for it."""
-        return self._graph.add({"tanh": "Tanh", "relu": "Relu", "gelu": "Gelu"}[name], x)
-
-    def result(self, x: str, name: str) -> str:
-        """The graph's output `name`: `x` itself."""
-        return self._graph.add("Identity", x, name=name)
-
-
-# The classes that transformers makes of `hidden_act`, and ONNX's name for their formula.
-_GELU = {
-    "GELUActivation": "none",
-    "GELU": "none",
-    "GELUTanh": "tanh",
-    "NewGELUActivation": "tanh",
-    "PytorchGELUTanh": "tanh",
-    "FastGELUActivation": "tanh",
-}
 
 
 def is_fused(model: nn.Module, shared: SharedInput) -> bool:

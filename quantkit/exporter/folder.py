@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import torch
@@ -20,18 +20,19 @@ from quantkit.exporter import recurrent
 from quantkit.exporter.batches import Arrays, gate_batches, sentence_batches
 from quantkit.exporter.bert import build
 from quantkit.exporter.gate import ParityResult, check_parity
-from quantkit.files import new_file, write_json
+from quantkit.exporter.half import check_cuda
+from quantkit.exporter.saving import save_model
+from quantkit.exporter.versions import least_onnxruntime
+from quantkit.files import write_json
 from quantkit.modules import QuantEmbedding, QuantLinear
+from quantkit.numerics import symmetric_grid
+from quantkit.onnx_file import FOLDERS, Target
 from quantkit.recipe import Recipe, recipe_hash
 from quantkit.recurrent import RecurrentForSequenceClassification
 from quantkit.simulation import FakeQuantizer
 
-__all__ = ["Exported", "export"]
+__all__ = ["Exported", "export", "export_path"]
 
-# Gelu of opset 20 is the newest operator in the files.
-LEAST_ONNXRUNTIME = "1.17"
-# Casts of 4-bit integers: 1.22 refuses such a file, 1.23.2 gives the model's own answers.
-LEAST_ONNXRUNTIME_4_BIT = "1.23"
 GATE_SENTENCES = 128  # enough rows that a 99th percentile is no single text's chance
 
 
@@ -48,12 +49,12 @@ def export(
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
     *,
-    target: Literal["cpu"] = "cpu",
+    target: Target | None = None,
     recipe: Recipe | None = None,
     max_length: int | None = None,
     texts: Sequence[str] = (),
 ) -> Exported:
-    """Write `onnx/model_quantized.onnx` (or `onnx/model.onnx` for a float model) in `folder`.
+    """Write the model's ONNX file in `folder`, at `export_path`.
 
     `config.json` and `tokenizer.json` are written beside it unless they are there. The file
     appears only after the parity gate has passed.
@@ -62,7 +63,7 @@ def export(
         model: float, or `quantize(...).model`, or `load_packed(...).model`.
         tokenizer: the model's.
         folder: made if need be.
-        target: where the file is to run.
+        target: where the file is to run; default: the recipe's, or `cpu`.
         recipe: its hash goes into the file's metadata.
         max_length: tokens per text; default: the model's own limit.
         texts: more texts for the gate; they are not stored.
@@ -73,6 +74,7 @@ def export(
         RecipeError: a simulation of full quantization.
     """
     folder = Path(folder)
+    target = target or ("cpu" if recipe is None else recipe.export.target)
     model.train(False)
     _refuse_simulation(model)
     _check_dtype(model)
@@ -84,16 +86,27 @@ def export(
     )
     reachable = min(rows, reachable_rows(tokenizer))
     batches = gate_batches(reachable, limit, pad_token_id=pad, sentences=sentences)
-    proto, parity = _built_and_checked(model, metadata, batches)
-    quantized = any(isinstance(module, QuantLinear) for module in model.modules())
-    path = folder / "onnx" / ("model_quantized.onnx" if quantized else "model.onnx")
-    with new_file(path) as partial:
-        onnx.save_model(proto, partial)
+    proto, parity = _built_and_checked(model, metadata, batches, target)
+    path = export_path(model, folder, target)
+    save_model(proto, path)
     if not (folder / "config.json").is_file():
         write_json(folder / "config.json", rolled_config(model))
     if not (folder / "tokenizer.json").is_file():
         tokenizer.save_pretrained(folder)
     return Exported(path, parity)
+
+
+def export_path(model: PreTrainedModel, folder: Path, target: Target) -> Path:
+    """Where a model's file lies: `onnx/NAME` for `cpu`, else `onnx/TARGET/NAME`.
+
+    The names are those that optimum and transformers.js look for: `model.onnx` in float,
+    `model_fp16.onnx` in half precision, `model_quantized.onnx` with weights of 8 bits,
+    `model_q4.onnx` with any of 4.
+    """
+    bits = {module.bits for module in model.modules() if isinstance(module, QuantLinear)}
+    whole = "model_fp16.onnx" if target == "cuda" else "model.onnx"
+    name = "model_q4.onnx" if 4 in bits else "model_quantized.onnx" if bits else whole
+    return folder / FOLDERS[target] / name
 
 
 def _refuse_simulation(model: PreTrainedModel) -> None:
@@ -109,20 +122,33 @@ def _check_dtype(model: PreTrainedModel) -> None:
     for name, tensor in model.named_parameters():
         if tensor.dtype != torch.float32:
             raise CheckpointError(
-                f"{name} is {str(tensor.dtype).removeprefix('torch.')}; the cpu target computes in "
-                f"float32. Load the model with dtype=torch.float32, or call model.float() first."
+                f"{name} is {str(tensor.dtype).removeprefix('torch.')}; files are made of "
+                f"float32 models. Load it with dtype=torch.float32, or call model.float() first."
             )
 
 
 def _built_and_checked(
-    model: PreTrainedModel, metadata: dict[str, str], batches: Sequence[Arrays]
+    model: PreTrainedModel, metadata: dict[str, str], batches: Sequence[Arrays], target: Target
 ) -> tuple[onnx.ModelProto, ParityResult]:
     """The graph, once its answers are proven to be the model's."""
     if isinstance(model, RecurrentForSequenceClassification):
-        proto = recurrent.build(model, metadata)
+        if target == "cuda":
+            raise CheckpointError(
+                "A recurrent baseline is written for --target cpu and portable alone: it is a "
+                "yardstick for encoders, not what one would serve on a GPU."
+            )
+        proto = _with_version(recurrent.build(model, metadata))
         return proto, recurrent.check(model, proto, batches)
-    proto = build(model, metadata)
+    proto = _with_version(build(model, metadata, target))
+    if target == "cuda":
+        return proto, check_cuda(model, proto, batches)
     return proto, check_parity(model, proto, batches)
+
+
+def _with_version(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the first onnxruntime that opens it."""
+    proto.metadata_props.add(key="quantkit.least_onnxruntime", value=least_onnxruntime(proto))
+    return proto
 
 
 def _padding_and_rows(model: PreTrainedModel) -> tuple[int, int]:
@@ -147,15 +173,16 @@ def _metadata(
         "quantkit.max_length": str(limit),
         "quantkit.pad_token_id": str(pad_token_id),
         "quantkit.version": __version__,
+        "quantkit.narrow": "yes" if _is_narrow(model) else "no",
         "quantkit.recipe_hash": "" if recipe is None else recipe_hash(recipe),
-        "quantkit.least_onnxruntime": _least_onnxruntime(model),
     }
 
 
-def _least_onnxruntime(model: PreTrainedModel) -> str:
-    """The first version that opens the file."""
-    bits = (m.bits for m in model.modules() if isinstance(m, QuantLinear | QuantEmbedding))
-    return LEAST_ONNXRUNTIME_4_BIT if 4 in bits else LEAST_ONNXRUNTIME
+def _is_narrow(model: PreTrainedModel) -> bool:
+    """Whether no integer product can overflow 16 bits: see `slots.Weights.narrow`."""
+    linears = (module for module in model.modules() if isinstance(module, QuantLinear))
+    top = symmetric_grid(7).qmax
+    return all(int(linear.integers.wide().abs().max()) <= top for linear in linears)
 
 
 @cache

@@ -6,7 +6,9 @@ files or fail sound ones, so there are three tests, each with graph optimisation
 
 (a) exact: every integer Linear, fed the file's own input codes, equals
     `float32(accumulator) * (s_a * s_w) + bias` bit for bit; where the product stays inside an
-    attention operator, the integers, scales and bias stored for it equal the model's;
+    attention operator, the integers, scales and bias stored for it equal the model's. A product
+    of dequantized numbers (`portable`) may be computed in float: its stored numbers equal the
+    model's, and the product is as near to the exact one as float32 sums are in any order;
 (b) per block, fed the file's own inputs: relative error at most 1e-5, codes apart by at
     most 1 in at most 0.1 % of places;
 (c) end to end, over texts: label disagreements and the 99th percentile of |delta logit| at
@@ -33,8 +35,11 @@ from quantkit.encoder import EncoderPlan, describe, head_of, unroll
 from quantkit.errors import ParityError
 from quantkit.exporter.answers import Difference, answers, difference
 from quantkit.exporter.batches import Arrays
-from quantkit.exporter.blocks import BlockErrors, block_taps, check_blocks, check_stored
-from quantkit.exporter.rounding import disturbed, in_double
+from quantkit.exporter.blocks import BlockErrors, check_blocks
+from quantkit.exporter.form import FileForm, file_form
+from quantkit.exporter.rounding import DISTURBANCE, disturbed, in_double
+from quantkit.exporter.saving import open_model
+from quantkit.exporter.stored import check_stored
 from quantkit.heads import Head
 from quantkit.modules import QuantLinear
 from quantkit.runtime import import_onnxruntime, session_options
@@ -46,6 +51,8 @@ CODE_DISTANCE = 1
 CODE_SHARE = 1e-3
 # Below this share of the largest logit a difference is float32 rounding, not a flip.
 LOGIT_FLOOR = 1e-5
+# Half precision rounds by up to 2**-11 of a number, and at more places than LayerNorms.
+HALF_DISTURBANCE = 2.0**-9
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,9 @@ class ParityResult:
     disagreements_allowed: int
     logit_difference: float  # 99th percentile over rows of the largest |delta logit|
     logit_difference_allowed: float
+    # Of a file in half precision, whose float32 twin the rest is of: see `exporter.half`.
+    half_disagreements: int | None = None
+    half_difference: float | None = None
 
     def problems(self) -> list[str]:
         """One sentence for each test that failed."""
@@ -118,9 +128,10 @@ def check_parity(
     yardstick = gate.yardstick()
     blocks, worst = BlockErrors(), Difference(0, 0.0)
     check_stored(model, gate.plan, proto, blocks)
-    taps = _with_taps(proto, block_taps(gate.plan, model))
+    form = file_form(gate.plan, model, proto)
+    taps = _with_taps(proto, form.taps)
     for optimized in (False, True):
-        gate.check_blocks(_session(taps, optimized, threads), blocks)
+        gate.check_blocks(_session(taps, optimized, threads), form, blocks)
         worst = worst.worse(gate.check_answers(_session(proto, optimized, threads), yardstick))
     result = ParityResult(
         **asdict(blocks),
@@ -138,6 +149,34 @@ def check_parity(
             "versions of onnxruntime and quantkit."
         )
     return result
+
+
+def check_half(
+    model: PreTrainedModel,
+    proto: onnx.ModelProto,
+    batches: Sequence[Arrays],
+    *,
+    threads: int | None = None,
+) -> Difference:
+    """Test (c) of a file in half precision: its answers against the model's.
+
+    Raises:
+        ParityError: they differ by more than twice what rounding every LayerNorm to half
+            precision does to the model, one text set aside.
+    """
+    model = unroll(model)
+    gate = _Gate(model, describe(model), head_of(model), batches)
+    yardstick = gate.yardstick(HALF_DISTURBANCE)
+    found = gate.check_answers(_session(proto, True, threads), yardstick)
+    allowed = yardstick.allowed
+    labels = allowed.disagreements if gate.head.labels else 0
+    if found.disagreements > labels or not found.size <= allowed.size:
+        raise ParityError(
+            f"In half precision {found.disagreements} labels differ and answers by "
+            f"{found.size:.2e}; rounding explains {labels} and {allowed.size:.2e}. The file was "
+            f"not kept: numbers may overflow float16. Export with --target cpu."
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -163,12 +202,12 @@ class _Gate:
         """1 where a token stands, [batch, length] of every batch."""
         return [arrays["attention_mask"] for arrays in self.batches]
 
-    def yardstick(self) -> _Yardstick:
+    def yardstick(self, disturbance: float = DISTURBANCE) -> _Yardstick:
         """The model's own answers in float32, and how far rounding alone moves them."""
         single = self.model_answers(self.model)
         floor = LOGIT_FLOOR * max(float(np.abs(each).max()) for each in single)
         double = self.model_answers(in_double(self.model))
-        with disturbed(self.model, self.plan):
+        with disturbed(self.model, self.plan, size=disturbance):
             other = self.model_answers(self.model)
         found = self.difference(double, single, floor).worse(self.difference(other, single, floor))
         size = max(2.0 * found.size, floor)
@@ -183,11 +222,11 @@ class _Gate:
         """Between two computations of all batches."""
         return difference(self.head, a, b, self.masks, tie)
 
-    def check_blocks(self, tapped: Any, errors: BlockErrors) -> None:  # noqa: ANN401
+    def check_blocks(self, tapped: Any, form: FileForm, errors: BlockErrors) -> None:  # noqa: ANN401
         """Tests (a) and (b) of a file whose inner values are outputs too."""
         for arrays in self.batches:
             feeds = self.feeds(arrays)
-            check_blocks(self.model, self.plan, feeds, _run(tapped, feeds), errors)
+            check_blocks(self.model, self.plan, form, feeds, _run(tapped, feeds), errors)
 
     def check_answers(self, session: Any, yardstick: _Yardstick) -> Difference:  # noqa: ANN401
         """Test (c): the file beside the model, and padded texts beside the same ones alone."""
@@ -232,9 +271,7 @@ def _session(proto: onnx.ModelProto, optimized: bool, threads: int | None) -> An
     options.graph_optimization_level = (
         levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     )
-    return runtime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_model(proto, options)
 
 
 def _run(session: Any, arrays: Arrays) -> Arrays:  # noqa: ANN401

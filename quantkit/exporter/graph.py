@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from quantkit.exporter.saving import check_model
+
 __all__ = ["GraphWriter"]
 
 OPSET = 20  # Gelu as one operator
@@ -107,7 +109,7 @@ class GraphWriter:
             producer_name="quantkit",
         )
         helper.set_model_props(model, dict(metadata))
-        onnx.checker.check_model(model)
+        check_model(model)
         return model
 
     def _fresh(self, operator: str) -> str:

@@ -12,11 +12,20 @@ import numpy as np
 import onnx
 from torch import Tensor, nn
 
+from quantkit.errors import CheckpointError
 from quantkit.exporter.graph import GraphWriter
-from quantkit.integers import Integers
-from quantkit.modules import QuantEmbedding, QuantLinear
+from quantkit.modules import QuantLinear
 
-__all__ = ["Initializers", "array", "merged_bias", "merged_codes", "merged_scale"]
+__all__ = [
+    "Initializers",
+    "array",
+    "as_floats",
+    "merged_bias",
+    "merged_block_scale",
+    "merged_codes",
+    "merged_narrow_codes",
+    "merged_scale",
+]
 
 INT8, INT32, FLOAT = onnx.TensorProto.INT8, onnx.TensorProto.INT32, onnx.TensorProto.FLOAT
 
@@ -25,6 +34,7 @@ class Initializers:
     """Writes tensors into a graph; tensors that modules share are named by the first of them."""
 
     def __init__(self, graph: GraphWriter) -> None:
+        self.floats = np.dtype(np.float32)  # what float tensors are written as
         self._graph = graph
         self._stored: dict[tuple[object, ...], str] = {}
         self._made: dict[tuple[str, str], str] = {}
@@ -41,7 +51,7 @@ class Initializers:
     def weight(self, name: str, modules: Sequence[QuantLinear]) -> str:
         """Int8 weights [in, out] of quantized Linears side by side, multipliers included."""
         matrices = [module.integers for module in modules]
-        codes = np.concatenate([array(matrix.codes) for matrix in matrices]).T
+        codes = merged_narrow_codes(modules)
         stored = [module.codes for module in modules]
         if matrices[0].bits == 8:
             return self._once(f"{name}.codes", stored, codes)
@@ -69,25 +79,20 @@ class Initializers:
         present = [module.bias for module in modules if module.bias is not None]
         return "" if merged is None else self._once(f"{name}.bias", present, merged)
 
-    def table(self, name: str, table: QuantEmbedding) -> str:
-        """Int8 codes [rows, dim] of an embedding table, multipliers and frequent rows included."""
-        matrix = table.integers
-        if matrix.bits == 8:
-            return self._once(f"{name}.codes", [table.codes], array(matrix.codes))
-        codes = self._nibbles_of(name, table, matrix)
-        if table.frequent_rows is None or table.frequent_codes is None:
-            return codes
-        rows = self.tensor(f"{name}.frequent_rows", table.frequent_rows[:, None])
-        values = self.tensor(f"{name}.frequent_codes", table.frequent_codes)
-        return self._make("ScatterND", codes, rows, values)
+    def blocks(self, name: str, modules: Sequence[QuantLinear]) -> tuple[str, str, int | None]:
+        """Codes [in, out] in the bits they have, float scales, and the inputs a scale is for.
 
-    def _nibbles_of(self, name: str, table: QuantEmbedding, matrix: Integers) -> str:
-        nibbles = self._once(f"{name}.codes", [table.codes], array(matrix.codes), bits=4)
-        if table.multipliers is None:
-            return self._int8(nibbles)
-        values = array(table.multipliers)[:, :, None]
-        factors = self._once(f"{name}.multipliers", [table.multipliers], values)
-        return self._widened(nibbles, factors, (*values.shape[:2], -1), matrix.shape)
+        Scales are [out], and for all inputs (None), or of two levels [in / g, out].
+        """
+        matrices = [module.integers for module in modules]
+        stored = [module.codes for module in modules]
+        values = merged_narrow_codes(modules)
+        codes = self._once(f"{name}.codes", stored, values, bits=matrices[0].bits)
+        if matrices[0].multipliers is None:
+            return codes, self.scale(name, modules), None
+        scales = merged_block_scale(modules)
+        written = self._once(f"{name}.block_scale", [m.scale for m in modules], scales)
+        return codes, written, len(values) // len(scales)
 
     def _widened(
         self, nibbles: str, factors: str, grouped: Sequence[int], shape: Sequence[int]
@@ -119,9 +124,27 @@ class Initializers:
         memory = tuple((tensor.data_ptr(), tensor.shape) for tensor in tensors)
         key = (name.rpartition(".")[2], values.shape, *memory)
         if key not in self._stored:
+            if values.dtype == np.float32:
+                values = as_floats(name, values, self.floats)
             write = self._graph.nibbles if bits == 4 else self._graph.constant
             self._stored[key] = write(name, values)
         return self._stored[key]
+
+
+def as_floats(name: str, values: np.ndarray, kind: "np.dtype[Any]") -> np.ndarray:
+    """Float32 values in another float type.
+
+    Raises:
+        CheckpointError: one is beyond the type's range.
+    """
+    with np.errstate(over="ignore"):
+        found: np.ndarray = values.astype(kind)
+    if not np.isfinite(found).all():
+        raise CheckpointError(
+            f"{name} holds {float(np.abs(values).max()):.3g}, which {kind} has no place for. "
+            f"Export with --target cpu, which computes in float32."
+        )
+    return found
 
 
 def array(tensor: Tensor | nn.Parameter) -> np.ndarray:
@@ -135,9 +158,24 @@ def merged_codes(modules: Sequence[QuantLinear]) -> np.ndarray:
     return np.concatenate([array(module.integers.wide()) for module in modules]).T
 
 
+def merged_narrow_codes(modules: Sequence[QuantLinear]) -> np.ndarray:
+    """Codes [in, out] of Linears side by side, without the multipliers of two levels."""
+    return np.concatenate([array(module.integers.codes) for module in modules]).T
+
+
 def merged_scale(modules: Sequence[QuantLinear]) -> np.ndarray:
     """Scales [out] of Linears side by side."""
     return np.concatenate([array(module.scale) for module in modules])[:, 0]
+
+
+def merged_block_scale(modules: Sequence[QuantLinear]) -> np.ndarray:
+    """Scales [in / g, out] of the groups of two-level Linears side by side."""
+    scales = [
+        array(module.scale) * array(module.multipliers)
+        for module in modules
+        if module.multipliers is not None
+    ]
+    return np.concatenate(scales).T
 
 
 def merged_bias(modules: Sequence[nn.Linear] | Sequence[QuantLinear]) -> np.ndarray | None:

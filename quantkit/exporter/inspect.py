@@ -8,19 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
+from onnx import TensorProto, helper
 
+from quantkit.onnx_file import file_bytes
 from quantkit.runtime import import_onnxruntime, session_options
 
-__all__ = ["Components", "bytes_by_component", "optimized_operators"]
-
-_ELEMENT_BYTES = {
-    onnx.TensorProto.FLOAT: 4,
-    onnx.TensorProto.INT64: 8,
-    onnx.TensorProto.INT32: 4,
-    onnx.TensorProto.INT8: 1,
-    onnx.TensorProto.UINT8: 1,
-    onnx.TensorProto.INT4: 0.5,
-}
+__all__ = ["Components", "bytes_by_component", "optimized_operators", "tensor_bytes"]
 
 
 @dataclass(frozen=True)
@@ -43,10 +36,23 @@ def bytes_by_component(path: Path) -> Components:
     model = onnx.load(path)
     sizes = Counter({"embeddings": 0, "encoder": 0, "head": 0})
     for tensor in model.graph.initializer:
-        size = math.prod(tensor.dims) * _ELEMENT_BYTES[tensor.data_type]
-        sizes[_component(tensor.name)] += math.ceil(size)
-    overhead = path.stat().st_size - sizes["embeddings"] - sizes["encoder"] - sizes["head"]
+        sizes[_component(tensor.name)] += tensor_bytes(tensor)
+    overhead = file_bytes(path) - sizes["embeddings"] - sizes["encoder"] - sizes["head"]
     return Components(sizes["embeddings"], sizes["encoder"], sizes["head"], overhead)
+
+
+_HALF_BYTE = frozenset({TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1})
+
+
+def tensor_bytes(tensor: TensorProto) -> int:
+    """Bytes of the numbers that a tensor holds."""
+    count: int = math.prod(tensor.dims)
+    if tensor.data_type in _HALF_BYTE:
+        return math.ceil(count / 2)
+    if tensor.data_type == TensorProto.STRING:
+        return sum(map(len, tensor.string_data))
+    width: int = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return count * width
 
 
 # Linears that bring narrow embeddings to the encoder's width, of ALBERT and ELECTRA.

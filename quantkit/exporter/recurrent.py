@@ -12,6 +12,7 @@ from quantkit.checkpoint import label_names
 from quantkit.errors import ParityError
 from quantkit.exporter.gate import Arrays, ParityResult
 from quantkit.exporter.graph import GraphWriter
+from quantkit.exporter.saving import open_model
 from quantkit.recurrent import Direction, RecurrentForSequenceClassification
 from quantkit.runtime import import_onnxruntime, session_options
 
@@ -184,6 +185,4 @@ def _session(proto: onnx.ModelProto, optimized: bool, threads: int | None) -> An
     options.graph_optimization_level = (
         levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     )
-    return runtime.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_model(proto, options)

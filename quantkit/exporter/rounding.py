@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from quantkit.encoder import EncoderPlan
 
-__all__ = ["disturbed", "in_double"]
+__all__ = ["DISTURBANCE", "disturbed", "in_double"]
 
 # Of a value, at every LayerNorm: a fifth of what test (b) allows, and about what sound files
 # show there. Rounding flips are rare in small models; a disturbance as small as the file's own
@@ -24,13 +24,15 @@ def in_double(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextmanager
-def disturbed(model: PreTrainedModel, plan: EncoderPlan, seed: int = 0) -> Iterator[None]:
-    """While it is open, every LayerNorm's output is off by a seeded relative 2e-6 at most."""
+def disturbed(
+    model: PreTrainedModel, plan: EncoderPlan, seed: int = 0, size: float = DISTURBANCE
+) -> Iterator[None]:
+    """While it is open, every LayerNorm's output is off by a seeded relative `size` at most."""
     generator = torch.Generator().manual_seed(seed)
 
     def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         noise = torch.rand(output.shape, generator=generator, dtype=output.dtype)
-        return output * (1.0 + DISTURBANCE * (2.0 * noise - 1.0))
+        return output * (1.0 + size * (2.0 * noise - 1.0))
 
     handles = [model.get_submodule(name).register_forward_hook(hook) for name in _norms(plan)]
     try:

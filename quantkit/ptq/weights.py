@@ -20,14 +20,14 @@ from quantkit.errors import RecipeError
 from quantkit.integers import Integers
 from quantkit.modules import QuantLinear
 from quantkit.moments import InputMoments, MomentCollector, in_turns, spread
-from quantkit.numerics import symmetric_grid
+from quantkit.numerics import Grid, symmetric_grid
 from quantkit.placement import Plan, swap
 from quantkit.ptq.inputs import Reader
 from quantkit.ptq.resume import LayerStore
 from quantkit.ptq.smoothing import Smoothing, folds, linear_of
-from quantkit.recipe import Recipe
+from quantkit.recipe import Recipe, Weights
 
-__all__ = ["Progress", "WeightMaker", "rounded"]
+__all__ = ["Progress", "WeightMaker", "check_group", "rounded", "weight_grid"]
 
 Progress = Callable[[str, int, int], None]  # what is done now, how many are done, of how many
 
@@ -209,10 +209,11 @@ def rounded(
     Raises:
         RecipeError: its width is no multiple of the recipe's group.
     """
-    slot, grid = recipe.weights, symmetric_grid(bits)
+    slot, grid = recipe.weights, weight_grid(recipe.weights, bits)
     if slot.per == "group" and bits == 4:
         check_group(name, weight.shape[1], slot.group, "weights")
-        scale, multipliers = two_level_scales(weight, slot.group, grid, importance)
+        largest = weight_grid(slot, 8).qmax // grid.qmax
+        scale, multipliers = two_level_scales(weight, slot.group, grid, importance, largest)
         wide = (scale * multipliers).repeat_interleave(slot.group, dim=1)
         codes = recipe.rounding.round(weight, wide, grid, hessian)
         return Integers.of(codes, scale, bits, multipliers)
@@ -223,6 +224,14 @@ def rounded(
     else:
         scale = absmax_scale(weight, grid)
     return Integers.of(recipe.rounding.round(weight, scale, grid, hessian), scale, bits)
+
+
+def weight_grid(slot: Weights, bits: int) -> Grid:
+    """The codes that a Linear's weight of so many bits may have: at 8 bits -127..127.
+
+    Narrow ones are -63..63: two products with uint8 codes, 2 * 63 * 255, fit into 16 bits.
+    """
+    return symmetric_grid(7 if slot.narrow and bits == 8 else bits)
 
 
 def check_group(name: str, width: int, group: int, slot: str) -> None:

@@ -47,9 +47,15 @@ def prepare(model: PreTrainedModel, quantized: Quantized, ranges: Ranges) -> Pre
 
     Raises:
         CheckpointError: `model` does not fit `quantized`.
-        RecipeError: an input that was always 0 on the calibration texts has no range to train.
+        RecipeError: an input that was always 0 on the calibration texts has no range to train,
+            or `weights.narrow`, a grid that training would leave.
     """
     _refuse_dead(quantized.decisions)
+    if quantized.recipe.weights.narrow:
+        raise RecipeError(
+            "weights.narrow is true, and quantization-aware training has the full grid of 8 bits. "
+            "Train with weights.narrow=false, or use the model as ptq made it."
+        )
     tokens = TokenMask()
     maker = _Maker(unroll(model), quantized, ranges, tokens)
     result = _copy_without(quantized.model, (QuantLinear, QuantEmbedding))

@@ -1,0 +1,194 @@
+"""The operators of the ONNX standard alone: what every target has in common.
+
+A model without integers is whole with them. Targets exchange what their runtime does better.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import onnx
+from torch import nn
+
+from quantkit.encoder import SharedInput
+from quantkit.errors import CheckpointError
+from quantkit.exporter.graph import GraphWriter
+from quantkit.exporter.initializers import Initializers, array
+from quantkit.exporter.names import product_name
+from quantkit.exporter.tables import TableWriter
+from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear
+
+__all__ = ["Linears", "PlainEmitter", "gelu_of"]
+
+LAST = np.array([-1])  # axis
+
+
+class Linears(NamedTuple):
+    """The modules that read one tensor, and what their graph values are named after."""
+
+    shared: SharedInput
+    modules: list[nn.Linear] | list[QuantLinear]
+
+    @property
+    def name(self) -> str:
+        """The first of them."""
+        return self.shared.linears[0]
+
+
+class PlainEmitter:
+    """Writes one model's modules as operators of the ONNX standard."""
+
+    target: ClassVar[str] = "plain"
+
+    def __init__(self, graph: GraphWriter, model: nn.Module) -> None:
+        self._graph = graph
+        self._model = model
+        self._initializers = Initializers(graph)
+
+    def mask(self, name: str) -> str:
+        """What is added to attention scores: 0 where a token stands, else very little."""
+        graph = self._graph
+        words = graph.add("Cast", name, to=onnx.TensorProto.BOOL)
+        axes = graph.constant("score_axes", np.array([1, 2]))
+        nothing = graph.constant("nothing", np.float32(0))
+        least = graph.constant("least", np.finfo(np.float32).min)
+        return graph.add("Where", graph.add("Unsqueeze", words, axes), nothing, least)
+
+    def embed(self, name: str, ids: str) -> str:
+        """Rows `ids` [...] of the embedding table `name` as float32 [..., dim]."""
+        table = self._model.get_submodule(name)
+        if isinstance(table, QuantEmbedding):
+            return TableWriter(self._graph, self._initializers).rows(name, table, ids)
+        if not isinstance(table, nn.Embedding):
+            raise CheckpointError(f"{name} is a {type(table).__name__}, not an Embedding.")
+        weight = self._initializers.tensor(f"{name}.weight", table.weight)
+        return self._graph.add("Gather", weight, ids)
+
+    def linear(self, shared: SharedInput, x: str) -> str:
+        """All Linears that read `x` as one product, their outputs side by side."""
+        modules = [self._model.get_submodule(name) for name in shared.linears]
+        quantized = [module for module in modules if isinstance(module, QuantLinear)]
+        if len(quantized) == len(modules):
+            return self.quantized_product(Linears(shared, quantized), x)
+        floats = [module for module in modules if isinstance(module, nn.Linear)]
+        if len(floats) != len(modules):
+            raise CheckpointError(
+                f"{', '.join(shared.linears)} read one tensor but are quantized differently."
+            )
+        weight = self._initializers.float_weight(shared.linears[0], floats)
+        return self.float_product(Linears(shared, floats), x, weight)
+
+    def quantized_product(self, linears: Linears, x: str) -> str:
+        """The product of integer weights."""
+        raise CheckpointError(f"{linears.name} is quantized; this target writes float models.")
+
+    def float_product(self, linears: Linears, x: str, weight: str) -> str:
+        """`x` times a float weight [in, out], and the bias."""
+        graph, bias = self._graph, self._initializers.bias(linears.name, linears.modules)
+        name = product_name(linears.shared)
+        if not bias:
+            return graph.add("MatMul", x, weight, name=name)
+        return graph.add("Add", graph.add("MatMul", x, weight), bias, name=name)
+
+    def clipped(self, shared: SharedInput, quantizer: InputQuantizer, x: str) -> str:
+        """`x` within the range of codes of less than 8 bits, where QuantizeLinear does not clip."""
+        if quantizer.bits == 8:
+            return x
+        graph, name = self._graph, shared.linears[0]
+        ends = np.array([quantizer.grid.qmin, quantizer.grid.qmax], np.float32)
+        bounds = (ends - array(quantizer.zero_point)) * array(quantizer.scale)
+        low = graph.constant(f"{name}.input.low", bounds[0])
+        return graph.add("Clip", x, low, graph.constant(f"{name}.input.high", bounds[1]))
+
+    def self_attention(self, shared: SharedInput, x: str, mask: str, heads: int, name: str) -> str:
+        """Softmax attention [batch, length, hidden] of `x` over itself; `mask` as of `mask`."""
+        graph = self._graph
+        merged = self.linear(shared, x)
+        width = self._width(shared) // 3
+        query, key, value = graph.add_many(
+            "Split", merged, names=["", "", ""], axis=-1, num_outputs=3
+        )
+        query = self._apart(query, heads, width, (0, 2, 1, 3))
+        key = self._apart(key, heads, width, (0, 2, 3, 1))
+        value = self._apart(value, heads, width, (0, 2, 1, 3))
+        factor = graph.constant("score_scale", np.float32((width // heads) ** -0.5))
+        scores = graph.add("Mul", graph.add("MatMul", query, key), factor)
+        shares = graph.add("Softmax", graph.add("Add", scores, mask), axis=-1)
+        context = graph.add("Transpose", graph.add("MatMul", shares, value), perm=(0, 2, 1, 3))
+        together = graph.constant("heads_together", np.array([0, 0, width]))
+        return graph.add("Reshape", context, together, name=name)
+
+    def norm(self, name: str, x: str, residual: str | None = None) -> str:
+        """LayerNorm of `x`, or of `x + residual`."""
+        graph, module = self._graph, self._norm_of(name)
+        if residual is not None:
+            x = graph.add("Add", x, residual)
+        return graph.add(
+            "LayerNormalization",
+            x,
+            self._initializers.tensor(f"{name}.weight", module.weight),
+            self._initializers.tensor(f"{name}.bias", module.bias),
+            name=name,
+            axis=-1,
+            epsilon=module.eps,
+        )
+
+    def activation(self, name: str, x: str) -> str:
+        """The activation function of the module `name`."""
+        module = self._model.get_submodule(name)
+        kind = type(module).__name__
+        if (approximate := gelu_of(module)) is not None:
+            return self._graph.add("Gelu", x, approximate=approximate)
+        if kind in {"ReLU", "Tanh", "Sigmoid"}:
+            return self._graph.add({"ReLU": "Relu"}.get(kind, kind), x)
+        raise CheckpointError(
+            f"{name} is a {kind}; the {self.target} target writes GELU (exact and tanh), ReLU, "
+            f"Tanh and Sigmoid. Check `hidden_act` in the checkpoint's config.json."
+        )
+
+    def function(self, name: Literal["tanh", "relu", "gelu"], x: str) -> str:
+        """A function that a head applies without a module for it."""
+        return self._graph.add({"tanh": "Tanh", "relu": "Relu", "gelu": "Gelu"}[name], x)
+
+    def result(self, x: str, name: str) -> str:
+        """The graph's output `name`: `x` itself."""
+        return self._graph.add("Identity", x, name=name)
+
+    def _norm_of(self, name: str) -> nn.LayerNorm:
+        module = self._model.get_submodule(name)
+        if not isinstance(module, nn.LayerNorm):
+            raise CheckpointError(f"{name} is a {type(module).__name__}, not a LayerNorm.")
+        return module
+
+    def _width(self, shared: SharedInput) -> int:
+        """Outputs of all Linears side by side."""
+        modules = [self._model.get_submodule(name) for name in shared.linears]
+        return sum(_outputs(module) for module in modules)
+
+    def _apart(self, x: str, heads: int, width: int, order: Sequence[int]) -> str:
+        """[batch, length, width] as heads, with the axes in `order`."""
+        graph = self._graph
+        shape = graph.constant("heads_apart", np.array([0, 0, heads, width // heads]))
+        return graph.add("Transpose", graph.add("Reshape", x, shape), perm=order)
+
+
+def gelu_of(module: nn.Module) -> str | None:
+    """ONNX's name for the formula of a GELU, None of another function."""
+    return _GELU.get(type(module).__name__)
+
+
+# The classes that transformers makes of `hidden_act`, and ONNX's name for their formula.
+_GELU = {
+    "GELUActivation": "none",
+    "GELU": "none",
+    "GELUTanh": "tanh",
+    "NewGELUActivation": "tanh",
+    "PytorchGELUTanh": "tanh",
+    "FastGELUActivation": "tanh",
+}
+
+
+def _outputs(module: nn.Module) -> int:
+    if isinstance(module, QuantLinear):
+        return module.integers.shape[0]
+    return len(array(module.weight)) if isinstance(module, nn.Linear) else 0

@@ -1,0 +1,27 @@
+"""The first onnxruntime that opens a file, by what the file holds.
+
+Each of these was found by opening files: the version before refuses them. Files for CUDA were
+opened on a CPU; which version has their kernels on a GPU was not seen.
+"""
+
+import onnx
+from onnx import TensorProto
+
+__all__ = ["least_onnxruntime"]
+
+OPSET_20 = "1.17"
+BLOCKS = "1.19"  # dequantized blocks of 4-bit integers
+LOOKUPS = "1.20"  # of 4-bit rows
+NIBBLE_CASTS = "1.23"  # casts of 4-bit integers
+
+
+def least_onnxruntime(model: onnx.ModelProto) -> str:
+    """E.g. `1.17`, for files as this package writes them."""
+    tensors = model.graph.initializer
+    nibbles = {tensor.name for tensor in tensors if tensor.data_type == TensorProto.INT4}
+    if not nibbles:
+        return OPSET_20
+    readers = {node.op_type for node in model.graph.node if nibbles.intersection(node.input)}
+    if "Cast" in readers:
+        return NIBBLE_CASTS
+    return LOOKUPS if "GatherBlockQuantized" in readers else BLOCKS
