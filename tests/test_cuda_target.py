@@ -19,6 +19,7 @@ from quantkit.exporter.cuda_table import host_operators
 from quantkit.exporter.half import check_cuda
 from quantkit.exporter.inspect import optimized_operators
 from quantkit.inspection import inspect_file
+from quantkit.modules import QuantLinear
 from quantkit.ptq import Quantized, quantize
 from quantkit.recipe import Recipe, parse_recipe, with_bits, with_changes, with_target
 from tests.conftest import ROWS, batch_of
@@ -90,6 +91,8 @@ def test_weights_of_4_bits_take_half_a_byte(made: Mapping[str, Quantized]) -> No
     name = "bert.encoder.layer.0.intermediate.dense"
     codes = numpy_helper.to_array(stored[f"{name}.codes"])
     module = made["w4a16"].model.get_submodule(name)
+    assert isinstance(module, QuantLinear)
+    assert module.multipliers is not None
     assert codes.shape == (96, 3, 8)  # outputs, blocks of 16 inputs, bytes
     low, high = codes & 15, codes >> 4
     found = np.stack([low, high], -1).reshape(96, 48).astype(np.int8) - 8

@@ -6,7 +6,7 @@ them. Norm and residual are one operator; ONNX Runtime makes `BiasGelu` of bias 
 loads the file. Nothing may run on the host: `cuda_table` counts what would.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -44,7 +44,7 @@ class CudaEmitter(PlainEmitter):
 
     def __init__(self, graph: GraphWriter, model: nn.Module, *, single: bool = False) -> None:
         super().__init__(graph, model)
-        self._type = np.dtype(np.float32 if single else np.float16)
+        self._type: np.dtype[Any] = np.dtype(np.float32 if single else np.float16)
         self._kind = onnx.TensorProto.FLOAT if single else onnx.TensorProto.FLOAT16
         self._initializers.floats = self._type
 

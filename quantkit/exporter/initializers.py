@@ -34,7 +34,7 @@ class Initializers:
     """Writes tensors into a graph; tensors that modules share are named by the first of them."""
 
     def __init__(self, graph: GraphWriter) -> None:
-        self.floats = np.dtype(np.float32)  # what float tensors are written as
+        self.floats: np.dtype[Any] = np.dtype(np.float32)  # what float tensors are written as
         self._graph = graph
         self._stored: dict[tuple[object, ...], str] = {}
         self._made: dict[tuple[str, str], str] = {}
