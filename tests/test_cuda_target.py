@@ -118,7 +118,7 @@ def test_a_number_that_is_not_the_twins_is_found(made: Mapping[str, Quantized]) 
 def test_weights_beyond_half_precision_are_refused() -> None:
     wide = small_model("Bert")
     with torch.no_grad():
-        wide.bert.encoder.layer[0].output.LayerNorm.bias[0] = 1e5
+        wide.get_parameter("bert.encoder.layer.0.output.LayerNorm.bias")[0] = 1e5
     with pytest.raises(CheckpointError, match=r"LayerNorm\.bias holds 1e\+05.*--target cpu"):
         build(wide, {}, "cuda")
 
