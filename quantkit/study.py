@@ -73,8 +73,11 @@ class Study:
         return with_changes(load_recipe(source), values)
 
     def method(self, recipe: Recipe, name: str) -> Recipe:
-        """The recipe of one method of a unit."""
-        return with_changes(recipe, self.methods[name])
+        """The recipe of one method of a unit; what it trains has the unit's seed."""
+        changed = with_changes(recipe, self.methods[name])
+        if changed.qat is None:
+            return changed
+        return with_changes(changed, {"qat.seed": recipe.finetune.seed})
 
 
 _ADAPTER: TypeAdapter[Study] = TypeAdapter(Study)

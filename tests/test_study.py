@@ -282,6 +282,10 @@ def test_a_method_with_the_slot_is_trained_beside_the_float_model_trained_on(
     (unit,) = place.units().values()
     assert list(unit["scores"]) == ["float", "w8a8", "w8a8-qat", "float, trained on"]
     assert unit["methods"]["w8a8-qat"] == trained
+    study = place.load()
+    recipe = study.method(study.recipe("nergrit.yaml", 3, {}), "w8a8-qat")
+    assert recipe.qat is not None
+    assert recipe.qat.seed == 3
     for name in ("w8a8-qat", "float, trained on"):
         assert {"change", "agreement", "chunk_f1"} <= unit["scores"][name].keys()
     sizes = [unit["scores"][name]["bytes"] for name in ("w8a8", "w8a8-qat")]
