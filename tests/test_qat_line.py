@@ -68,9 +68,9 @@ def test_one_command_makes_everything_and_says_where(trained: Line) -> None:
         "float/model.safetensors",
         "float-longer/model.safetensors",
         "float-longer/training.json",
-        "w4a8/onnx/model_quantized.onnx",
+        "w4a8/onnx/model_q4.onnx",
         "w4a8-qat/quantkit.safetensors",
-        "w4a8-qat/onnx/model_quantized.onnx",
+        "w4a8-qat/onnx/model_q4.onnx",
         "w4a8-qat/parity.json",
         "w4a8-qat/training.json",
     ):
