@@ -20,7 +20,7 @@ from quantkit.data import inputs_of, load_task
 from quantkit.errors import OutputExistsError, RecipeError
 from quantkit.exporter import Exported, export, export_path
 from quantkit.files import new_folder
-from quantkit.onnx_file import known_target
+from quantkit.onnx_file import known_purpose, known_target
 from quantkit.packed import METADATA, load_packed
 from quantkit.ptq import LayerStore, Progress, Quantized
 from quantkit.quantized_folder import (
@@ -208,20 +208,29 @@ def ptq_checkpoint(
     return QuantizedFolder(folder, made.quantized, replace(exported, path=path))
 
 
-def export_folder(folder: Path, *, target: str | None = None, overwrite: bool = False) -> Exported:
+def export_folder(
+    folder: Path,
+    *,
+    target: str | None = None,
+    optimize_for: str | None = None,
+    overwrite: bool = False,
+) -> Exported:
     """Export a packed or float checkpoint folder in place, under `onnx/`.
 
     Args:
         folder: holds the checkpoint.
         target: where the file is to run; default: what a packed one's recipe says, or `cpu`.
+        optimize_for: one text at a time, or many at once; default: as the recipe says, or
+            `latency`.
         overwrite: replace an earlier file of the target.
 
     Raises:
         OutputExistsError: its ONNX file exists.
         CheckpointError: the folder holds no checkpoint, or one that the target cannot write.
-        RecipeError: an unknown target.
+        RecipeError: an unknown target or purpose.
     """
     wanted = None if target is None else known_target(target)
+    purpose = None if optimize_for is None else known_purpose(optimize_for)
     if (folder / METADATA).is_file():
         loaded = load_packed(folder)
         model, tokenizer, recipe = loaded.model, loaded.tokenizer, loaded.recipe
@@ -232,7 +241,15 @@ def export_folder(folder: Path, *, target: str | None = None, overwrite: bool = 
     path = export_path(model, folder, chosen)
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already. Pass --overwrite to replace it.")
-    exported = export(model, tokenizer, folder, target=chosen, recipe=recipe, max_length=limit)
+    exported = export(
+        model,
+        tokenizer,
+        folder,
+        target=chosen,
+        optimize_for=purpose,
+        recipe=recipe,
+        max_length=limit,
+    )
     return keep_findings(exported, folder)
 
 

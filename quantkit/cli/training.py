@@ -123,6 +123,9 @@ def export(
         Path | None, typer.Argument(help="A checkpoint folder, float or packed.")
     ] = None,
     target: Target = "",
+    optimize_for: Annotated[
+        str, typer.Option(help="latency (one text at a time) or throughput (many at once).")
+    ] = "",
     runs: Runs = RUNS,
     overwrite: Overwrite = False,
 ) -> None:
@@ -130,7 +133,10 @@ def export(
     from quantkit.pipeline import export_folder
 
     exported = export_folder(
-        folder or newest_quantized(runs), target=target or None, overwrite=overwrite
+        folder or newest_quantized(runs),
+        target=target or None,
+        optimize_for=optimize_for or None,
+        overwrite=overwrite,
     )
     say(f"ONNX, verified on {exported.parity.rows} rows: {exported.path}")
     say_next(f'quantkit predict "{EXAMPLE}" --model {exported.path}')

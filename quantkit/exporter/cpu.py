@@ -21,7 +21,7 @@ from quantkit.exporter.plain import Linears, PlainEmitter
 from quantkit.modules import InputQuantizer, QuantLinear, TokenQuantizer
 from quantkit.numerics import centre, symmetric_grid
 
-__all__ = ["CpuEmitter", "is_fused"]
+__all__ = ["CpuEmitter", "CpuThroughputEmitter", "is_fused"]
 
 FLOAT = onnx.TensorProto.FLOAT
 LAST = np.array([-1])  # axis
@@ -170,6 +170,18 @@ class CpuEmitter(PlainEmitter):
         return graph.add(
             "MultiHeadAttention", *parts, "", mask, domain=CONTRIB, num_heads=heads, name=name
         )
+
+
+class CpuThroughputEmitter(CpuEmitter):
+    """The same with attention of plain operators, for large batches.
+
+    The attention operator multiplies head by head and copies each text's heads apart and back;
+    here one integer product takes all tokens, and batched products the heads (docs/cpu_graph.md).
+    The merged product of query, key and value is a graph value here, so test (a) reads it.
+    """
+
+    mask = PlainEmitter.mask
+    self_attention = PlainEmitter.self_attention
 
 
 def is_fused(model: nn.Module, shared: SharedInput) -> bool:
