@@ -15,6 +15,7 @@ import numpy as np
 from quantkit.answers import Prediction
 from quantkit.choice import fastest
 from quantkit.errors import CheckpointError, DependencyError, RecipeError
+from quantkit.graph_cache import open_cached
 from quantkit.onnx_file import (
     TARGETS,
     ModelFile,
@@ -73,6 +74,7 @@ def load(
     *,
     device: str = "cpu",
     threads: int | None = None,
+    cache: str | Path | None = None,
     engine: str = "auto",
     precision: str | None = None,
 ) -> Session:
@@ -83,6 +85,8 @@ def load(
             the torch engine: a packed or float checkpoint.
         device: `cpu` or `cuda`; an ONNX file must have been exported for it, or be portable.
         threads: of ONNX Runtime's CPU provider; default: what the machine's CPU quota gives.
+        cache: folder in which ONNX Runtime's optimized graph is kept for the next session on such a
+            CPU. The graph of a 4-bit file has 8 bits there, and a warning says so.
         engine: `onnxruntime`; `torch`, which reads the checkpoint itself and runs Triton kernels;
             or `auto`: ONNX Runtime on the CPU, and on CUDA what measures fastest when the folder is
             opened, of both engines and of the torch engine in float16. The times are in `notes`.
@@ -101,7 +105,7 @@ def load(
         packed = Path(folder).is_dir() and precision is None
         choice = fastest(
             {"torch": partial(_load_torch, Path(folder), device, precision)}
-            | {"onnxruntime": partial(_load_onnx, Path(folder), device, threads)}
+            | {"onnxruntime": partial(_load_onnx, Path(folder), device, threads, cache)}
             | (
                 {"torch float16": partial(_load_torch, Path(folder), device, "float16")}
                 if packed
@@ -110,7 +114,7 @@ def load(
         )
         choice.session.notes = choice.notes()
         return choice.session
-    return _load_onnx(Path(folder), device, threads)
+    return _load_onnx(Path(folder), device, threads, cache)
 
 
 def check_engine(engine: str, device: str) -> None:
@@ -136,16 +140,28 @@ def _load_torch(folder: Path, device: str, precision: Any) -> Session:  # noqa: 
     return session
 
 
-def _load_onnx(folder: Path, device: str, threads: int | None) -> Session:
+def _load_onnx(folder: Path, device: str, threads: int | None, cache: str | Path | None) -> Session:
     """A session of ONNX Runtime."""
     name = provider(device)
     path = find_onnx(folder, device)
+
+    def opened(file: Path, options: "onnxruntime.SessionOptions") -> Any:  # noqa: ANN401
+        return import_onnxruntime().InferenceSession(str(file), options, providers=[name])
+
     try:
-        inference = import_onnxruntime().InferenceSession(
-            str(path), session_options(threads), providers=[name]
-        )
+        if cache is None or device != "cpu":
+            inference = opened(path, session_options(threads))
+        else:
+            inference = open_cached(path, Path(cache), lambda: session_options(threads), opened)
+    except Warning:  # where warnings are errors
+        raise
     except Exception as problem:  # onnxruntime raises classes of its own, without a base
         raise CheckpointError(f"{path} cannot be opened: {problem}. Export it again.") from None
+    if (found := inference.get_providers()[0]) != name:  # it falls back without an error
+        raise DependencyError(
+            f"onnxruntime opened {path} on {found}, not on {name}, whose libraries it did not "
+            f"find. Install those that this onnxruntime was built for, or load with device='cpu'."
+        )
     tokenizer = read_tokenizer(path)
     file = ModelFile.read(inference, tokenizer, path)
     if file.target is not None and file.target not in TARGETS[device]:

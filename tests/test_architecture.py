@@ -45,6 +45,7 @@ LAYERS = [
     "train",
     "starting_point training_rows",
     "rows providers onnx_file",
+    "graph_cache",
     "session",
     "engine choice",
     "runtime",

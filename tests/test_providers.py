@@ -19,7 +19,18 @@ def test_a_missing_provider_says_what_to_install(
 ) -> None:
     made = write_folder(tmp_path / "made", HEADS["classification"], tokenizer)
     with pytest.raises(DependencyError, match=r"quantkit\[gpu\]"):
-        quantkit.load(made, device="cuda")
+        quantkit.load(made, device="cuda", engine="onnxruntime")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_silent_fallback_is_refused(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the provider is listed and its libraries are missing: it opens on the CPU."""
+    made = write_folder(tmp_path / "made", HEADS["classification"], tokenizer)
+    monkeypatch.setattr(runtime, "provider", lambda _: "CUDAExecutionProvider")
+    with pytest.raises(DependencyError, match="on CPUExecutionProvider, not on CUDA"):
+        quantkit.load(made)
 
 
 def _pretend_installed(*names: str) -> Callable[[str], object]:
