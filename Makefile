@@ -3,6 +3,9 @@
 #   make test         ruff, mypy --strict and all tests
 # And one that needs Triton (Linux, some 600 MB), but no GPU:
 #   make test-kernels the CUDA kernels through Triton's interpreter, then compiled for sm_90
+# Two more open exported folders in other programs:
+#   make test-optimum     optimum-onnx, in .venv-optimum: it pins transformers 4.57
+#   make test-javascript  transformers.js and onnxruntime-node, in tests/javascript/node_modules
 # TORCH_INDEX=URL takes torch from that index, e.g. one with CPU builds only (see README.md).
 
 PYTHON ?= python3
@@ -12,7 +15,7 @@ BIN := $(VENV)/bin
 KERNELS := $(filter-out %_compile.py,$(wildcard tests/test_kernels*.py tests/test_engine*.py))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-kernels install
+.PHONY: quickstart test test-kernels test-optimum test-javascript install
 
 quickstart: $(VENV)/run.stamp
 	$(BIN)/quantkit run builtin.yaml --overwrite
@@ -29,6 +32,20 @@ test-kernels: $(VENV)-kernels/stamp
 	$(VENV)-kernels/bin/pytest tests/test_kernels_compile.py
 
 install: $(VENV)/run.stamp
+
+test-optimum: .venv-optimum/stamp
+	.venv-optimum/bin/pytest tests/test_optimum.py
+
+.venv-optimum/stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-optimum
+	.venv-optimum/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	.venv-optimum/bin/python -m pip install --quiet --editable '.[train,cpu,dev,optimum]'
+	touch $@
+
+# Without the install scripts: onnxruntime-node's would fetch CUDA libraries, and the CPU's are inside.
+test-javascript: $(VENV)/dev.stamp
+	cd tests/javascript && npm install --ignore-scripts --no-audit --no-fund
+	$(BIN)/pytest tests/test_javascript.py
 
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
