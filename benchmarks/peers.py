@@ -43,7 +43,17 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-__all__ = ["METHODS", "Row", "main", "read_rows", "write_rows"]
+__all__ = [
+    "METHODS",
+    "Feed",
+    "Reader",
+    "Row",
+    "Work",
+    "export",
+    "main",
+    "read_rows",
+    "write_rows",
+]
 
 CLASSES = ("BertForSequenceClassification", "BertForTokenClassification")
 BLOCK = 32  # weights that share one scale in the 4-bit methods
@@ -139,7 +149,8 @@ def export(work: Work) -> Path:
     """The float ONNX file, by torch's own exporter with dynamic batch and length."""
     path = work.folder / "float.onnx"
     example = {name: torch.ones(2, 8, dtype=torch.int64) for name in work.feeds[0]}
-    example["token_type_ids"].zero_()
+    if "token_type_ids" in example:
+        example["token_type_ids"].zero_()
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     shapes = dict.fromkeys(example, axes)
     with warnings.catch_warnings():
@@ -156,7 +167,7 @@ def export(work: Work) -> Path:
     return path
 
 
-class _Reader(list[Feed]):
+class Reader(list[Feed]):
     """Calibration texts as onnxruntime reads them; `set_range` serves CalibStridedMinMax."""
 
     def __init__(self, feeds: list[Feed]) -> None:
@@ -202,7 +213,7 @@ def ort_static(calibration: str, work: Work) -> Peer:
     # scores plus mask, -3e38 for padding, and no range holds both. A stride of 1 gives it one
     # text after another, and it merges their histograms. MinMax takes any lengths as it is.
     extra = {} if calibration == "MinMax" else {"CalibStridedMinMax": 1}
-    reader, method = _Reader(work.feeds), tools.CalibrationMethod[calibration]
+    reader, method = Reader(work.feeds), tools.CalibrationMethod[calibration]
     path, began = work.folder / "static.onnx", perf_counter()
     tools.quantize_static(
         source, path, reader, per_channel=True, calibrate_method=method, extra_options=extra
@@ -219,7 +230,7 @@ def ort_4bit(algorithm: str, work: Work) -> Peer:
         "kquant": tools.KQuantWeightOnlyQuantConfig,
         # Its block_size is not the weights' but of columns done at once. As of 1.31.1 it
         # rounds to nearest too: it propagates errors by the empty half of its triangular factor.
-        "gptq": lambda: tools.GPTQWeightOnlyQuantConfig(_Reader(work.feeds)),
+        "gptq": lambda: tools.GPTQWeightOnlyQuantConfig(Reader(work.feeds)),
     }
     config, proto = configs[algorithm](), onnx.load(export(work))
     path, began = work.folder / "4bit.onnx", perf_counter()

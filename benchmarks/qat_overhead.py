@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bert_files import Sizes
+from bert_sizes import Sizes
 from harness import RESULTS, Bar, finish, ratio_interval, table
 from torch import Tensor, nn
 from torch.ao.quantization import (

@@ -1,8 +1,8 @@
-"""Writes the README's tables from the committed result files.
+"""Writes the tables of README.md and docs from the committed result files.
 
     python benchmarks/update_readme.py
 
-A test holds README.md against the files, so a table cannot be edited by hand.
+A test holds them against the files, so a table cannot be edited by hand.
 """
 
 import re
@@ -21,8 +21,13 @@ BLOCK = re.compile(r"<!-- (\w+): (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 def main() -> None:
     """Rewrite every block between `<!-- name: file -->` and `<!-- end -->`."""
-    readme = ROOT / "README.md"
-    write_text(readme, BLOCK.sub(_block, readme.read_text(encoding="utf-8")))
+    for page in pages():
+        write_text(page, BLOCK.sub(_block, page.read_text(encoding="utf-8")))
+
+
+def pages() -> list[Path]:
+    """The pages that have such blocks."""
+    return [ROOT / "README.md", ROOT / "docs" / "cpu_graph.md"]
 
 
 def block_lines(name: str, source: str) -> list[str]:
@@ -123,6 +128,8 @@ def _line(cells: list[str]) -> str:
 
 _TABLES: dict[str, Callable[[list[Path]], list[str]]] = {
     "cpu_int8": _speed,
+    "cpu_latency": _speed,
+    "alternatives": _speed,
     "indonlu": _indonlu,
     "recurrent": _recurrent,
     "ppkm": _ppkm,

@@ -191,14 +191,15 @@ def open_worker(
     threads: int | None,
     program: Sequence[str] = ("-m", "quantkit.worker"),
     options: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> Iterator[Worker]:
     """A process with `path` open, which idles between requests and ends with the block.
 
-    `program` is what Python runs there; it speaks the protocol of `quantkit.worker`. `options`
+    `program` is what `python` runs there; it speaks the protocol of `quantkit.worker`. `options`
     go into its request to open.
     """
     with subprocess.Popen(
-        [sys.executable, *program],
+        [python, *program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

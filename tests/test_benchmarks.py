@@ -1,9 +1,7 @@
 """The benchmarks' shared parts by hand-worked values, and one tiny run of each script."""
 
 import json
-import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +15,12 @@ from quantkit.errors import MeasurementError
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import bert_files  # noqa: E402
-import cpu_int8  # noqa: E402
 from harness import Bar, finish, ratio_interval, table  # noqa: E402
-from onnx_worker import PROGRAM  # noqa: E402
+from latency_worker import program  # noqa: E402
 
 from quantkit.measure import open_worker  # noqa: E402
 
-RATIOS = ("int8/float", "int8/float-plain", "int8/quantize_dynamic")
+PROGRAM = program("onnx")
 
 
 @pytest.fixture
@@ -217,71 +213,3 @@ def test_worker_that_has_ended_is_an_error(token_sum: Path) -> None:
         worker.process.wait()
         with pytest.raises(MeasurementError, match="'sum' failed: the process ended"):
             worker.ask(do="run", batch=1, length=1, rows=6)
-
-
-def _run(script: str, options: Sequence[object]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-W", "error", f"benchmarks/{script}", *map(str, options)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_cpu_int8_refuses_to_check_few_rounds(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        cpu_int8.main(["--check", "--rounds", "6"])
-    assert "--check needs at least 7 rounds, not 6" in capsys.readouterr().err
-
-
-def test_cpu_int8_runs_and_reuses_its_files(tmp_path: Path) -> None:
-    sizes = {"layers": 2, "hidden": 32, "heads": 2, "intermediate": 64, "vocab": 100}
-    work, results = tmp_path / "work", tmp_path / "results"
-    model = [text for name, value in sizes.items() for text in (f"--{name}", value)]
-    turns = ["--rounds", 2, "--repeats", 3, "--threads", 1]
-    done = _run("cpu_int8.py", [*model, *turns, "--work", work, "--results", results])
-    assert done.returncode == 0, done.stderr
-    names = ["float", "float-plain", "int8", "quantize_dynamic"]
-    assert {path.name for path in work.iterdir()} == {"made.json", *(f"{n}.onnx" for n in names)}
-
-    report = _json(results / "cpu_int8.json")
-    assert report["command"].startswith("python benchmarks/cpu_int8.py --layers 2 --hidden 32")
-    assert str(tmp_path) not in report["command"]
-    assert [bar["name"] for bar in report["bars"]] == [
-        "int8/float at 1x128",
-        "int8/float-plain at 1x128",
-        "int8/quantize_dynamic at 1x128",
-    ]
-    found = report["results"]
-    assert found["model"] == sizes
-    assert (found["threads"], found["rounds"]) == (1, 2)
-    # Three of a layer's four inputs and the pooler's; the fourth is folded into the values.
-    assert found["smoothing_multipliers"] == 2 * 3 + 1
-    assert found["file_bytes"] == {n: (work / f"{n}.onnx").stat().st_size for n in names}
-    difference = found["largest_logit_difference_from_float"]
-    assert difference["float-plain"] < 1e-6 < difference["int8"] < 0.1 * found["largest_logit"]
-    assert list(found["shapes"]) == ["1x16", "1x64", "1x128", "8x128"]
-    for shape in found["shapes"].values():
-        assert [len(shape["round_ms"][name]) for name in names] == [2] * 4
-        assert all(median > 0.0 for median in shape["median_ms"].values())
-        assert tuple(shape["ratios"]) == RATIOS
-    lines = done.stdout.splitlines()
-    assert lines[-3].startswith("int8/float at 1x128")
-    assert lines[-1].startswith("int8/quantize_dynamic at 1x128")
-
-    written = {path: path.stat().st_mtime_ns for path in work.iterdir()}
-    assert bert_files.make_files(bert_files.Sizes(**sizes), work) == 7
-    assert written == {path: path.stat().st_mtime_ns for path in work.iterdir()}
-
-
-def test_int8_file_without_multipliers_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unsmoothed = tmp_path / "none.yaml"
-    unsmoothed.write_text("{name: n, task: t, model: m, smoothing: {name: none}}\n")
-    monkeypatch.setattr(bert_files, "RECIPE", unsmoothed)
-    sizes = bert_files.Sizes(layers=1, hidden=8, heads=1, intermediate=8, vocab=50)
-    with pytest.raises(MeasurementError, match="holds 0 smoothing multipliers"):
-        bert_files.make_files(sizes, tmp_path)
-    assert not (tmp_path / "made.json").exists()

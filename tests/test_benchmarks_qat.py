@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import qat_overhead  # noqa: E402
-from bert_files import Sizes  # noqa: E402
+from bert_sizes import Sizes  # noqa: E402
 
 SIZES = Sizes(layers=1, hidden=64, heads=2, intermediate=128, vocab=100)
 MODEL = ["--layers", "1", "--hidden", "64", "--heads", "2", "--intermediate", "128"]

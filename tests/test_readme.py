@@ -14,7 +14,7 @@ from quantkit.report import Report, report_rows
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from update_readme import block_lines  # noqa: E402
+from update_readme import BLOCK, block_lines, pages  # noqa: E402
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -35,6 +35,13 @@ def test_tables_are_those_of_the_committed_files(name: str, source: str, lines: 
     assert lines == block_lines(name, source)
 
 
+def test_tables_of_the_docs_are_those_of_the_committed_files() -> None:
+    for page in pages()[1:]:
+        for found in BLOCK.finditer(page.read_text(encoding="utf-8")):
+            shown = [line for line in found.group(0).splitlines()[1:-1] if line]
+            assert shown == block_lines(*found.groups())
+
+
 def test_a_report_in_the_readme_is_a_report_of_this_version() -> None:
     for name, source, lines in _shown():
         if name in ("builtin", "smsa"):
@@ -50,9 +57,16 @@ def test_the_library_example_runs(
     monkeypatch.chdir(tmp_path)
     model.save_pretrained("my-model")
     tokenizer.save_pretrained("my-model")
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})
-    assert "Prediction(label=" in printed.getvalue()
+    printed = []
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for code in (blocks[0], blocks[-1]):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(compile(code, "README.md", "exec"), {})
+        printed.append(said.getvalue())
+    library, plain = printed
+    assert "Prediction(label=" in library
+    # The text that both answer has the same label in plain onnxruntime.
+    (label,) = re.findall(r"Prediction\(label='(\w+)'", library)
+    assert plain.startswith(f"['{label}', '")
     assert (tmp_path / "my-model-int8" / "onnx" / "model_quantized.onnx").is_file()

@@ -1,0 +1,227 @@
+"""Other ways to write quantkit's BERT graph, made of the file that it writes.
+
+Each takes the file for latency (`int8`) and changes one decision of it. Some are bounds, not
+candidates: they leave something out that the answers need, to show what it costs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+__all__ = ["BOUNDS", "GRAPHS"]
+
+CONTRIB = "com.microsoft"
+BOUNDS = ("no mask", "integer attention", "no smoothing", "tanh GELU")
+
+Rewrite = Callable[[NodeProto], Sequence[NodeProto]]
+
+
+def _rewritten(
+    model: onnx.ModelProto, rewrite: Rewrite, before: Sequence[NodeProto] = ()
+) -> onnx.ModelProto:
+    nodes = [*before, *(new for node in model.graph.node for new in rewrite(node))]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _constant(model: onnx.ModelProto, name: str, value: object) -> str:
+    if name not in {tensor.name for tensor in model.graph.initializer}:
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    return name
+
+
+def _apart(node: NodeProto) -> tuple[list[NodeProto], list[str]]:
+    """The product and `Split` that a QAttention stands for, and query, key and value."""
+    codes, weight, bias, scale, weight_scale, _, zero_point = node.input[:7]
+    merged = f"{node.name}/merged"
+    inputs = [codes, weight, scale, weight_scale, zero_point, "", bias]
+    parts = [f"{node.name}/{part}" for part in ("query", "key", "value")]
+    return [
+        helper.make_node("MatMulIntegerToFloat", inputs, [merged], domain=CONTRIB),
+        helper.make_node("Split", [merged], parts, axis=-1, num_outputs=3),
+    ], parts
+
+
+def _heads(node: NodeProto) -> int:
+    return next(int(each.i) for each in node.attribute if each.name == "num_heads")
+
+
+def multi_head(model: onnx.ModelProto, *, masked: bool = True) -> onnx.ModelProto:
+    """Product, `Split` and `MultiHeadAttention` apart; without a mask it is flash attention."""
+
+    def rewrite(node: NodeProto) -> Sequence[NodeProto]:
+        if node.op_type != "QAttention":
+            return [node]
+        nodes, parts = _apart(node)
+        inputs = [*parts, "", node.input[5]] if masked else parts
+        attend = helper.make_node(
+            "MultiHeadAttention", inputs, node.output, domain=CONTRIB, num_heads=_heads(node)
+        )
+        return [*nodes, attend]
+
+    return _rewritten(model, rewrite)
+
+
+def attention_23(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The ONNX standard's own operator, of opset 23."""
+    model.opset_import[0].version, model.ir_version = 23, 11
+    mask = [
+        helper.make_node("Cast", ["attention_mask"], ["words"], to=TensorProto.BOOL),
+        helper.make_node("Unsqueeze", ["words", _constant(model, "a1", [1, 2])], ["row"]),
+        helper.make_node("Shape", ["input_ids"], ["tokens"], start=1, end=2),
+        helper.make_node(
+            "Concat", [*[_constant(model, "a2", [1])] * 2, "tokens", "a2"], ["square"], axis=0
+        ),
+        helper.make_node("Expand", ["row", "square"], ["square_mask"]),
+    ]
+
+    def rewrite(node: NodeProto) -> Sequence[NodeProto]:
+        if node.op_type != "QAttention":
+            return [node]
+        nodes, parts = _apart(node)
+        inputs, heads = [*parts, "square_mask"], _heads(node)
+        attend = helper.make_node(
+            "Attention", inputs, node.output, q_num_heads=heads, kv_num_heads=heads
+        )
+        return [*nodes, attend]
+
+    return _rewritten(model, rewrite, mask)
+
+
+def integer_attention(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Both products of attention on 8-bit codes with fixed scales: what they would save."""
+    mask = [
+        helper.make_node("Cast", ["attention_mask"], ["ones"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["ones", _constant(model, "b1", np.float32(1))], ["holes"]),
+        helper.make_node("Mul", ["holes", _constant(model, "b2", np.float32(1e4))], ["flat"]),
+        helper.make_node("Unsqueeze", ["flat", _constant(model, "b3", [1, 2])], ["row"]),
+    ]
+    scale, share = (_constant(model, n, np.float32(v)) for n, v in (("b4", 0.05), ("b5", 1 / 255)))
+    unsigned, signed = (
+        _constant(model, n, v) for n, v in (("b6", np.uint8(128)), ("b7", np.int8(0)))
+    )
+    zero = _constant(model, "b8", np.uint8(0))
+
+    def rewrite(node: NodeProto) -> Sequence[NodeProto]:
+        if node.op_type != "QAttention":
+            return [node]
+        nodes, parts = _apart(node)
+        heads = _heads(node)
+        apart = _constant(model, "b9", [0, 0, heads, -1])
+        together = _constant(model, "b10", [0, 0, _width(model, node)])
+
+        def add(operator: str, *inputs: str, domain: str = "", **more: Any) -> str:  # noqa: ANN401
+            name = f"{node.name}/{operator}{len(nodes)}"
+            made = helper.make_node(operator, list(inputs), [name], domain=domain, **more)
+            nodes.append(made)
+            return name
+
+        points = (unsigned, signed, signed)
+        orders = ((0, 2, 1, 3), (0, 2, 3, 1), (0, 2, 1, 3))
+        query, key, value = (
+            add(
+                "Transpose",
+                add("Reshape", add("QuantizeLinear", part, scale, point), apart),
+                perm=order,
+            )
+            for part, point, order in zip(parts, points, orders, strict=True)
+        )
+        product = "MatMulIntegerToFloat"
+        scores = add(product, query, key, scale, scale, unsigned, signed, domain=CONTRIB)
+        shares = add("Softmax", add("Add", scores, "row"), axis=-1)
+        codes = add("QuantizeLinear", shares, share, zero)
+        context = add(product, codes, value, share, scale, zero, signed, domain=CONTRIB)
+        moved = add("Transpose", context, perm=(0, 2, 1, 3))
+        nodes.append(helper.make_node("Reshape", [moved, together], node.output))
+        return nodes
+
+    return _rewritten(model, rewrite, mask)
+
+
+def _width(model: onnx.ModelProto, node: NodeProto) -> int:
+    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    return int(shapes[node.input[1]][1]) // 3
+
+
+def skip_norm(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`SkipLayerNormalization` for `Add` and `LayerNormalization`."""
+    makers = {node.output[0]: node for node in model.graph.node}
+    norms = [
+        node
+        for node in model.graph.node
+        if node.op_type == "LayerNormalization" and "embeddings" not in node.name
+    ]
+    sums = {node.input[0] for node in norms}
+
+    def rewrite(node: NodeProto) -> Sequence[NodeProto]:
+        if node.output[0] in sums:
+            return []
+        if node.op_type != "LayerNormalization" or node.input[0] not in sums:
+            return [node]
+        inputs = [*makers[node.input[0]].input, *node.input[1:]]
+        return [
+            helper.make_node(
+                "SkipLayerNormalization", inputs, node.output, domain=CONTRIB, epsilon=1e-12
+            )
+        ]
+
+    return _rewritten(model, rewrite)
+
+
+def dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Inputs quantized by each batch's own range."""
+    scales: dict[str, tuple[str, str]] = {}
+
+    def rewrite(node: NodeProto) -> Sequence[NodeProto]:
+        if node.op_type == "QuantizeLinear":
+            (codes,) = node.output
+            scales[codes] = f"{codes}/scale", f"{codes}/zero"
+            made = [codes, *scales[codes]]
+            return [helper.make_node("DynamicQuantizeLinear", node.input[:1], made)]
+        places = {"QAttention": (3, 6), "MatMulIntegerToFloat": (2, 4)}.get(node.op_type)
+        if places is not None:
+            for place, value in zip(places, scales[node.input[0]], strict=True):
+                node.input[place] = value
+        return [node]
+
+    return _rewritten(model, rewrite)
+
+
+def no_smoothing(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without the multiplications of smoothing that no earlier weight could take."""
+    same: dict[str, str] = {}
+
+    def rewrite(node: NodeProto) -> Sequence[NodeProto]:
+        if any(name.endswith(".input.multiplier") for name in node.input):
+            same[node.output[0]] = node.input[0]
+            return []
+        for place, name in enumerate(node.input):
+            node.input[place] = same.get(name, name)
+        return [node]
+
+    return _rewritten(model, rewrite)
+
+
+def tanh_gelu(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The approximate GELU, which is another function."""
+    for node in model.graph.node:
+        if node.op_type == "Gelu":
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("approximate", "tanh"))
+    return model
+
+
+GRAPHS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+    "MultiHeadAttention": multi_head,
+    "Attention of opset 23": attention_23,
+    "no mask": lambda model: multi_head(model, masked=False),
+    "integer attention": integer_attention,
+    "SkipLayerNormalization": skip_norm,
+    "dynamic ranges": dynamic,
+    "no smoothing": no_smoothing,
+    "tanh GELU": tanh_gelu,
+}
