@@ -3,16 +3,14 @@
     value[i, j] = scale[i] * code[i, j]                      one level
     value[i, j] = scale[i] * (multiplier[i, j // g] * code[i, j])    two levels, groups of g
 
-With 4-bit codes in -7..7 and multipliers in 1..18 the product in brackets is an int8 in
--126..126: 4 bits on disk, one int8 weight with one scale per row for the kernel that runs.
+With 4-bit codes in -7..7 and multipliers in 1..16 the product in brackets is an int8 in
+-112..112: 4 bits on disk, one int8 weight with one scale per row for the kernel that runs.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from quantkit.numerics import symmetric_grid
 
 __all__ = [
     "LARGEST_MULTIPLIER",
@@ -23,8 +21,9 @@ __all__ = [
     "widened",
 ]
 
-# 18 * 7 = 126 is the largest product that int8's symmetric grid holds.
-LARGEST_MULTIPLIER = symmetric_grid(8).qmax // symmetric_grid(4).qmax
+# A multiplier in 1..16 fills four bits of a file. Int8 has room for 18 * 7 = 126; on the weights of
+# a 6-layer encoder that is 0.03 dB better (20.31 against 20.29 in groups of 32) for twice the bytes.
+LARGEST_MULTIPLIER = 16
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Integers:
             two a byte, uint8 [rows, columns / 2].
         scale: float32 [rows, 1].
         bits: 8 or 4.
-        multipliers: int8 [rows, columns / g] in 1..18; None with one level.
+        multipliers: int8 [rows, columns / g] in 1..16; None with one level.
     """
 
     stored: Tensor
@@ -78,7 +77,7 @@ class Integers:
 def widened(codes: Tensor, multipliers: Tensor | None) -> Tensor:
     """Int8 [..., columns]: each code times its group's multiplier; exact.
 
-    The codes 3, -7 with the multiplier 18 give 54, -126.
+    The codes 3, -7 with the multiplier 16 give 48, -112.
     """
     if multipliers is None:
         return codes

@@ -40,7 +40,7 @@ class Weights:
     """Grid of the Linears' weights: symmetric, a scale per output channel.
 
     per     `group` is the two-level grid of 4 bits: groups of `group` input channels have a
-            multiplier in 1..18 on the channel's scale. `tensor` is for studies of naive settings.
+            multiplier in 1..16 on the channel's scale. `tensor` is for studies of naive settings.
     range   `absmax` covers the largest weight, `mse` the range of the least squared error;
             the two-level grid always searches
     narrow  what the kernel multiplies with has 7 bits: codes -63..63, multipliers up to 9. For

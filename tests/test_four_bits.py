@@ -97,6 +97,9 @@ def test_weights_take_half_a_byte_and_run_as_int8(four: Quantized, tmp_path: Pat
     codes = [kind for name, kind in kinds.items() if name.endswith("dense.codes")]
     assert codes
     assert set(codes) == {onnx.TensorProto.INT4}
+    factors = [kind for name, kind in kinds.items() if name.endswith("dense.multipliers")]
+    assert factors
+    assert set(factors) == {onnx.TensorProto.INT4}
     assert proto.opset_import[0].version == 21
     operators = optimized_operators(proto)
     assert operators["MatMulIntegerToFloat"] + operators["QAttention"] == 2 * 4 + 1

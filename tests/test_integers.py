@@ -39,18 +39,18 @@ def test_an_odd_number_of_codes_is_refused() -> None:
 
 
 def test_the_widest_product_fits_into_int8() -> None:
-    assert LARGEST_MULTIPLIER == 18
+    assert LARGEST_MULTIPLIER == 16
     codes = torch.tensor([[3, -7, 7, 0]], dtype=torch.int8)
-    wide = widened(codes, torch.tensor([[18, 2]], dtype=torch.int8))
+    wide = widened(codes, torch.tensor([[16, 2]], dtype=torch.int8))
     assert wide.dtype == torch.int8
-    assert wide.tolist() == [[54, -126, 14, 0]]
+    assert wide.tolist() == [[48, -112, 14, 0]]
 
 
 @given(_codes, st.integers(0, 100))
 def test_values_are_scale_times_multiplier_times_code(codes: np.ndarray, seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows, columns = codes.shape
-    multipliers = rng.integers(1, 19, (rows, columns // 2)).astype(np.int8)
+    multipliers = rng.integers(1, 17, (rows, columns // 2)).astype(np.int8)
     scale = rng.random((rows, 1), np.float32)
     matrix = Integers.of(
         torch.from_numpy(codes), torch.from_numpy(scale), 4, torch.from_numpy(multipliers)

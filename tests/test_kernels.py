@@ -48,7 +48,7 @@ def integers(bits: int, groups: int | None, rows: int = OUTPUTS, width: int = WI
     scale = values(rows, 1, seed=3).abs() * 0.01 + 0.002
     multipliers = None
     if groups is not None:
-        multipliers = torch.randint(1, 19, (rows, groups), generator=generator).to(torch.int8)
+        multipliers = torch.randint(1, 17, (rows, groups), generator=generator).to(torch.int8)
     return Integers.of(codes, scale, bits, multipliers)
 
 

@@ -22,7 +22,7 @@ def case(kind: str) -> Case:
         scale = torch.rand((6, 1), generator=generator) * 0.02 + 0.01
         return x, scale, torch.zeros(()), symmetric_grid(8), None
     scale = torch.rand((6, 1, 1), generator=generator) * 0.02 + 0.02
-    multipliers = torch.randint(1, 19, (6, 2, 1), generator=generator).float()
+    multipliers = torch.randint(1, 17, (6, 2, 1), generator=generator).float()
     return x.view(6, 2, 32), scale, torch.zeros(()), symmetric_grid(4), multipliers
 
 

@@ -17,8 +17,8 @@ __all__ = ["absmax_scale", "least_squares_scale", "tensor_scale", "two_level_sca
 # Gaussian channel always loses; above 1 the grid would only be coarser than need be.
 RATIOS = tuple(torch.linspace(0.5, 1.0, 21).tolist())
 # The multiplier that the widest group of a channel gets. Few of them make narrow groups
-# coarse; the largest possible number leaves no room for rounding up. Of 18.
-TOPS = (10.0, 11.5, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0)
+# coarse; the largest possible number leaves no room for rounding up. Of 16.
+TOPS = (9.0, 10.0, 11.5, 12.5, 13.5, 14.5, 15.25, 16.0)
 # Rows are searched in chunks of about this many weights: they stay in the processor's cache.
 CHUNK = 1 << 18
 
@@ -53,7 +53,7 @@ def two_level_scales(
     importance: Tensor | None,
     largest: int = LARGEST_MULTIPLIER,
 ) -> tuple[Tensor, Tensor]:
-    """Channel scale [out, 1] and multipliers int8 [out, in / group] in 1..18, or `largest`.
+    """Channel scale [out, 1] and multipliers int8 [out, in / group] in 1..16, or `largest`.
 
     A group's scale is the channel's times its multiplier. Each group's own best scale is
     found first; then several channel scales are tried, every group taking the better of the

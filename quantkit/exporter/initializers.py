@@ -1,7 +1,7 @@
 """The model's tensors as initializers: each stored once, 4-bit codes in four bits.
 
-A two-level matrix is written as INT4 codes and int8 multipliers, and a few operators that make
-one int8 matrix of them. They read constants only, so ONNX Runtime folds them when it loads the
+A two-level matrix is written as INT4 codes and multipliers, and a few operators that make one int8
+matrix of them. They read constants only, so ONNX Runtime folds them when it loads the
 file: 4 bits on disk, the int8 kernel in flight (facts in docs/architecture.md).
 """
 
@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 INT8, INT32, FLOAT = onnx.TensorProto.INT8, onnx.TensorProto.INT32, onnx.TensorProto.FLOAT
+# INT4 is -8..7, multipliers are 1..16.
+MIDDLE = 9
 
 
 class Initializers:
@@ -61,7 +63,7 @@ class Initializers:
             return self._int8(nibbles)
         # A group is `in / groups` rows of the transposed matrix.
         values = np.concatenate([*map(array, multipliers)]).T[:, None]
-        factors = self._once(f"{name}.multipliers", multipliers, values)
+        factors = self._once(f"{name}.multipliers", multipliers, values - MIDDLE, bits=4)
         return self._widened(nibbles, factors, (len(values), -1, codes.shape[1]), codes.shape)
 
     def scale(self, name: str, modules: Sequence[QuantLinear]) -> str:
@@ -103,7 +105,9 @@ class Initializers:
         outside = graph.constant(f"{nibbles}/shape", np.array(shape))
         # int32: ONNX Runtime multiplies no int8.
         codes = self._make("Reshape", self._cast(nibbles, INT32), inside)
-        product = self._make("Mul", codes, self._cast(factors, INT32))
+        middle = graph.constant("middle_multiplier", np.int32(MIDDLE))
+        multipliers = self._make("Add", self._cast(factors, INT32), middle)
+        product = self._make("Mul", codes, multipliers)
         return self._int8(self._make("Reshape", product, outside))
 
     def _int8(self, value: str) -> str:
