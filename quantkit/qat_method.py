@@ -46,8 +46,8 @@ def qat_method(
     identity = [fingerprint("", quantized.model, ())]
     if slot.teacher != NOBODY:
         teacher = model if slot.teacher == SELF else load_teacher(slot.teacher, head, tokenizer)
-        factors = output_factors(quantized)
-        objective = DistillationLoss(trained, teacher, head, slot.distillation, factors)
+        factors, weights = output_factors(quantized), slot.distillation.with_task(0.0)
+        objective = DistillationLoss(trained, teacher, head, weights, factors)
         identity.append(fingerprint("", teacher, ()))
     groups: list[dict[str, Any]] = parameter_groups(
         trained,

@@ -109,7 +109,7 @@ class DistillationLoss:
         slot: Distillation,
         factors: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._student, self._head, self._slot = student, head, slot
+        self._student, self._head, self._slot = student, head, slot.with_task(1.0)
         self._factors = dict(factors or {})
         self._teacher = unroll(teacher).train(False)
         ours, theirs = describe(student), describe(self._teacher)
@@ -132,7 +132,7 @@ class DistillationLoss:
         with watching(self._student, self._names[0]) as ours:
             logits = model(**batch).logits
         right, theirs = self._ask(batch)
-        total = slot.task * loss_sum(self._head, logits, labels)
+        total = (slot.task or 0.0) * loss_sum(self._head, logits, labels)
         if slot.logits:
             distance = logits_distance(self._head, logits, right, labels, slot.temperature)
             total = total + slot.logits * distance

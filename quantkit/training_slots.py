@@ -1,6 +1,6 @@
 """The recipe's slots that train: fine-tuning, distillation, quantization-aware training."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -48,14 +48,16 @@ class Finetune(Training):
 class Distillation:
     """How much each part of a loss against a teacher weighs; 0 leaves it out.
 
-    task       the labels' own loss
+    task       the labels' own loss; null: 1 in `distill`, whose student has much to learn, and 0 in
+               `qat`, whose student begins as its teacher does and is to stay near it, as in
+               TernaryBERT (Zhang et al. 2020, section 3.2)
     logits     the teacher's answers: KL divergence at `temperature`, times its square
     hidden     the layers' outputs: squared error, of tokens normalized first if `normalize`
     attention  relations between tokens in queries, keys and values, of `relation_heads` heads
                (null: as many as the teacher's attention has), in the last layer or in all
     """
 
-    task: Weight = 1.0
+    task: Weight | None = None
     logits: Weight = 1.0
     temperature: Annotated[float, Field(gt=0.0)] = 2.0
     hidden: Weight = 1.0
@@ -72,6 +74,10 @@ class Distillation:
                 "above 0, or write `teacher: none`"
             )
         return self
+
+    def with_task(self, default: float) -> "Distillation":
+        """The same with the labels' weight written out."""
+        return self if self.task is not None else replace(self, task=default)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -101,6 +107,7 @@ class Qat(Training):
     """
 
     epochs: Positive = 2
+    lr: Annotated[float, Field(gt=0.0)] = 5e-5
     dropout: Share = 0.0
     scales: Annotated[Ranges, Field(discriminator="name")] = Field(default_factory=Lsq)
     teacher: str = SELF

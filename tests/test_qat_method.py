@@ -225,3 +225,20 @@ def test_the_settings_that_plain_training_has_too() -> None:
     assert not isinstance(shared, Qat)
     assert (shared.lr, shared.epochs, shared.dropout) == (1e-3, 3, 0.1)
     assert SETTINGS.save_every == shared.save_every
+
+
+def test_labels_weigh_nothing_beside_a_teacher_unless_the_recipe_says_so() -> None:
+    """And all there is without one."""
+    model, quantized = start()
+    student = prepare(model, quantized, Lsq())
+    batch = collate(TRAIN, list(range(12)), 0)
+    labels = batch.pop("labels")
+    nobody = replace(SLOT, teacher="none", distillation=Distillation())
+    zero, one = (replace(SLOT, distillation=Distillation(task=task)) for task in (0.0, 1.0))
+    values = []
+    for slot in (replace(SLOT, distillation=Distillation()), zero, one, nobody):
+        method = qat_method(student, model, quantized, byte_level_tokenizer(), CLASSES, slot)
+        with torch.no_grad():
+            values.append(float(method.objective(student, batch, labels)))
+    assert values[0] == values[1]
+    assert values[2] == pytest.approx(values[1] + values[3], rel=1e-5)
