@@ -51,8 +51,8 @@ CODE_DISTANCE = 1
 CODE_SHARE = 1e-3
 # Below this share of the largest logit a difference is float32 rounding, not a flip.
 LOGIT_FLOOR = 1e-5
-# Disturbances that are tried. Which codes flip is chance, and one draw may meet none of those that a
-# file meets: of a sound 4-bit file for the portable target it allowed too little.
+# Disturbances that are tried. Which codes flip is chance, and one draw may meet none of those that
+# a file meets: of a sound 4-bit file for the portable target it allowed too little.
 DRAWS = 3
 # Half precision rounds by up to 2**-11 of a number, and at more places than LayerNorms.
 HALF_DISTURBANCE = 2.0**-9
