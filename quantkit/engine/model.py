@@ -5,7 +5,7 @@ as the next one reads it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
 from torch import Tensor
@@ -81,6 +81,20 @@ class Encoder:
             following = FLOATS if last else self.layers[at + 1].query_key_value.reads
             hidden, codes = self._layer(layer, hidden, codes, batch, following)
         return self._answer(hidden, batch)
+
+    def weight_bytes(self) -> int:
+        """Memory of all that the model holds, as it lies on the device; nothing counted twice."""
+        seen: dict[int, int] = {}
+        waiting: list[object] = [self]
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, Tensor):
+                seen[part.data_ptr()] = part.numel() * part.element_size()
+            elif isinstance(part, tuple):
+                waiting += part
+            elif is_dataclass(part):
+                waiting += (getattr(part, field.name) for field in fields(part))
+        return sum(seen.values())
 
     def _embed(self, batch: Packed) -> tuple[Tensor, Codes | None]:
         words, types, positions = self.tables
