@@ -28,7 +28,7 @@ test: $(VENV)/dev.stamp
 
 # Triton's interpreter converts arrays in a way that numpy 2.4 no longer allows.
 test-kernels: $(VENV)-kernels/stamp
-	TRITON_INTERPRET=1 $(VENV)-kernels/bin/pytest -W "ignore:Conversion of an array" $(KERNELS)
+	TRITON_INTERPRET=1 $(VENV)-kernels/bin/pytest -W "ignore:Conversion of an array" -W ignore::RuntimeWarning $(KERNELS)
 	$(VENV)-kernels/bin/pytest tests/test_kernels_compile.py
 
 install: $(VENV)/run.stamp
