@@ -18,34 +18,29 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, Bar, finish, table
+from harness import Bar, finish, table
 from peers import Row, write_rows
+from units import HEADER, TASKS, Unit, cells, finished, labelling, means, parser
 
 from quantkit import pipeline
-from quantkit.answers import decisions
-from quantkit.batching import Encoded, encode_unlabelled
+from quantkit.batching import Encoded
 from quantkit.calibration_texts import calibration_batches
-from quantkit.checkpoint import length_limit, load_float, reachable_rows, takes_token_types
-from quantkit.data import TaskData, inputs_of, load_task, references_of
-from quantkit.files import read_json, write_json
+from quantkit.checkpoint import length_limit, load_float, reachable_rows
+from quantkit.data import inputs_of
+from quantkit.files import write_json
 from quantkit.measure import environment
-from quantkit.metrics import MAIN, main_score
+from quantkit.metrics import MAIN
 from quantkit.prediction import Outputs, outputs_of, predict
-from quantkit.recipe import Recipe, load_recipe, with_bits, with_changes
-from quantkit.runs import Run
+from quantkit.recipe import Recipe, with_bits, with_changes
 from quantkit.runtime import load
 from quantkit.simulation import simulate
 from quantkit.study import method_scores
 
-TASKS = ("smsa", "emot", "hoasa", "nergrit", "posp", "terma")
-LABELLING = ("nergrit", "posp", "terma")
-SEEDS = (0, 1, 2)
-FINETUNE = {"finetune.lr": 1e-4, "finetune.precision": "bf16"}
 NAIVE = {"smoothing": {"name": "none"}, "rounding": {"name": "nearest"}}
 TENSOR = {**NAIVE, "weights.per": "tensor"}
 
@@ -92,46 +87,6 @@ RIVALS = {
 }
 
 
-@dataclass(frozen=True)
-class Unit:
-    """One fine-tuned model with everything that it is judged on."""
-
-    task: TaskData
-    recipe: Recipe
-    run: Run
-    encoded: Mapping[str, Encoded]  # by split
-
-    @classmethod
-    def make(cls, task: str, seed: int, options: argparse.Namespace) -> "Unit":
-        """Fine-tune, unless that was done."""
-        changes = {**FINETUNE, "model": options.model, "finetune.seed": seed}
-        recipe = with_changes(load_recipe(f"indonlu/{task}.yaml"), changes)
-        run = Run(options.runs / f"{task}-{seed}")
-        if not run.complete:
-            pipeline.finetune(recipe, run, options.data, resume=True)
-        data = load_task(task, options.data, None)
-        model, tokenizer = load_float(run.float_folder)
-        limit = length_limit(model, tokenizer, recipe.max_length)
-        encoded = {
-            split: encode_unlabelled(
-                tokenizer,
-                inputs_of(data.splits[split], data.head),
-                data.head,
-                limit,
-                types=takes_token_types(model),
-            )
-            for split in ("validation", "test")
-        }
-        return cls(data, recipe, run, encoded)
-
-    def references(self, split: str) -> Any:  # noqa: ANN401
-        return references_of(self.task.splits[split], self.task.head)
-
-    def validation_score(self, outputs: Outputs) -> float:
-        head = self.task.head
-        return main_score(head, self.references("validation"), decisions(head, outputs))
-
-
 def own_outputs(unit: Unit, recipe: Recipe, folder: Path) -> Outputs:
     """Test outputs of one of quantkit's settings: of its file, or of a simulation."""
     train = inputs_of(unit.task.splits["train"], unit.task.head)
@@ -156,7 +111,7 @@ def own_methods(unit: Unit, baseline: Outputs, scratch: Path) -> dict[str, Any]:
         made = folder if folder.is_dir() else None
         entry = method_scores(unit.task.head, unit.references("test"), outputs, baseline, made)
         results[name] = {**entry, "seconds": time.perf_counter() - began}
-        print(f"  {name}: {_brief(unit, entry)}", flush=True)
+        print(f"  {name}: {unit.brief(entry)}", flush=True)
     return results
 
 
@@ -186,7 +141,7 @@ def peer_methods(unit: Unit, baseline: Outputs, scratch: Path, python: Path) -> 
         )
         entry |= {"bytes": works[best]["bytes"], "seconds": works[best]["seconds"]}
         results[tool] = {**entry, "variant": best, "validation": scores, "failed": failed}
-        print(f"  {tool} ({best}): {_brief(unit, entry)}", flush=True)
+        print(f"  {tool} ({best}): {unit.brief(entry)}", flush=True)
     return results
 
 
@@ -223,11 +178,6 @@ def _outputs(encoded: Encoded, logits: np.ndarray, offsets: np.ndarray) -> Outpu
     return outputs_of(encoded, windows)
 
 
-def _brief(unit: Unit, entry: Mapping[str, Any]) -> str:
-    value, change = entry[MAIN[unit.task.head.kind]]["value"], entry["change"]["value"]
-    return f"{100 * value:.2f} ({100 * change:+.2f}), equal {100 * entry['agreement']:.2f} %"
-
-
 def make_unit(task: str, seed: int, options: argparse.Namespace) -> None:
     """One unit's JSON, unless it is there."""
     target = options.results / f"ptq_accuracy_{task}_{seed}.json"
@@ -236,9 +186,7 @@ def make_unit(task: str, seed: int, options: argparse.Namespace) -> None:
     print(f"{task}, seed {seed}", flush=True)
     unit = Unit.make(task, seed, options)
     head, test = unit.task.head, unit.task.splits["test"]
-    if not (unit.run.float_folder / "onnx" / "model.onnx").is_file():
-        pipeline.export_float(unit.run.float_folder, unit.recipe)
-    baseline = load(unit.run.float_folder).outputs(inputs_of(test, head))
+    baseline = unit.file_outputs(unit.run.float_folder)
     with tempfile.TemporaryDirectory() as scratch:
         scores = {
             "float": method_scores(
@@ -263,70 +211,40 @@ def make_unit(task: str, seed: int, options: argparse.Namespace) -> None:
 
 def summarize(options: argparse.Namespace) -> int:
     """Means over the units that are there, and the bars."""
-    units = [
-        read_json(file)
-        for task in TASKS
-        for seed in SEEDS
-        if (file := options.results / f"ptq_accuracy_{task}_{seed}.json").is_file()
-    ]
+    units = finished("ptq_accuracy", options.results)
     if not units:
         print("No unit is there yet.")
         return 1
     names = ["float", *OWN, *PEERS]
-    means = {name: _means(units, name) for name in names}
-    cells = [
-        [name, f"{score:.2f}", f"{change:+.2f}", f"{equal:.2f}", str(count)]
-        for name, (score, change, equal, count) in means.items()
-    ]
-    print("\n" + table(["method", "score", "change", "labels equal, %", "units"], cells))
-    labelling = [unit for unit in units if unit["task"] in LABELLING]
+    found = {name: means(units, name) for name in names}
+    print("\n" + table(HEADER, cells(found)))
+    words = means(labelling(units), "w4a8")
     bars = [
-        Bar("W8A8: drop", -means["w8a8"][1], 0.3, "at most"),
-        Bar("W8A8: labels equal", means["w8a8"][2], 98.8, "at least"),
-        Bar("W4A8: drop", -means["w4a8"][1], 1.5, "at most"),
-        Bar("W4A8: drop, labelling", -_means(labelling, "w4a8")[1], 2.5, "at most"),
-        Bar("W4A8: labels equal", means["w4a8"][2], 96.0, "at least"),
-        Bar("W4A16: drop", -means["w4a16"][1], 0.8, "at most"),
-        Bar("W4A16: labels equal", means["w4a16"][2], 97.5, "at least"),
+        Bar("W8A8: drop", -found["w8a8"][1], 0.3, "at most"),
+        Bar("W8A8: labels equal", found["w8a8"][2], 98.8, "at least"),
+        Bar("W4A8: drop", -found["w4a8"][1], 1.5, "at most"),
+        Bar("W4A8: drop, labelling", -words[1], 2.5, "at most"),
+        Bar("W4A8: labels equal", found["w4a8"][2], 96.0, "at least"),
+        Bar("W4A16: drop", -found["w4a16"][1], 0.8, "at most"),
+        Bar("W4A16: labels equal", found["w4a16"][2], 97.5, "at least"),
     ]
     for own, rivals in RIVALS.items():
-        score, _, equal, _ = means[own]
-        others = [means[rival] for rival in rivals]
+        score, _, equal, _ = found[own]
+        others = [found[rival] for rival in rivals]
         ahead = max(other[0] for other in others) - score
         bars.append(Bar(f"{own}: best rival's lead in score", ahead, 0.2, "at most"))
         lead = equal - max(other[2] for other in others)
         bars.append(Bar(f"{own}: lead in labels equal", lead, 0.0, "at least"))
-    results = {"units": [f"{unit['task']}_{unit['seed']}" for unit in units], "means": means}
+    results = {"units": [f"{unit['task']}_{unit['seed']}" for unit in units], "means": found}
     return finish("ptq_accuracy", bars, results, check=options.check, folder=options.results)
 
 
-def _means(units: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float, int]:
-    """Mean score, change and agreement in percent, and the number of units they are of."""
-    rows = []
-    for unit in units:
-        entry, main = unit["scores"].get(name, {}), unit["main"]
-        if main in entry:
-            change = entry["change"]["value"] if "change" in entry else 0.0
-            rows.append((entry[main]["value"], change, entry.get("agreement", 1.0)))
-    if not rows:
-        return float("nan"), float("nan"), float("nan"), 0
-    score, change, equal = 100 * np.mean(rows, axis=0)
-    return float(score), float(change), float(equal), len(rows)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    add = parser.add_argument
-    add("--task", choices=TASKS, nargs="+", help="default: all")
-    add("--seed", type=int, nargs="+", default=list(SEEDS))
-    add("--model", default="indobenchmark/indobert-base-p1", help="pretrained encoder")
-    add("--data", type=Path, help="folder with the datasets' files")
-    add("--runs", type=Path, default=Path("runs/ptq_accuracy"), help="fine-tuned models")
-    add("--results", type=Path, default=RESULTS)
-    add("--peers-python", type=Path, default=Path(sys.executable), help="interpreter with peers")
-    add("--summary", action="store_true", help="only means and bars of what is there")
-    add("--check", action="store_true", help="exit 1 if a bar is missed")
-    options = parser.parse_args(arguments)
+    known = parser(__doc__, "ptq_accuracy")
+    known.add_argument(
+        "--peers-python", type=Path, default=Path(sys.executable), help="interpreter with peers"
+    )
+    options = known.parse_args(arguments)
     if not options.summary:
         for seed in options.seed:
             for task in options.task or TASKS:

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from quantkit.batching import collate
+from quantkit.encoder import describe
 from quantkit.errors import CheckpointError, RecipeError
 from quantkit.heads import Head
 from quantkit.ptq import Quantized, output_factors, quantize
@@ -20,6 +21,9 @@ from quantkit.qat_method import qat_method
 from quantkit.recipe import Distillation, Qat, parse_recipe
 from quantkit.teacher import DistillationLoss
 from quantkit.train import TrainingResult
+from tests.conftest import batch_of
+from tests.models import FAMILIES, small_model
+from tests.models import quantized as small_quantized
 from tests.training import (
     CLASSES,
     SETTINGS,
@@ -242,3 +246,18 @@ def test_labels_weigh_nothing_beside_a_teacher_unless_the_recipe_says_so() -> No
             values.append(float(method.objective(student, batch, labels)))
     assert values[0] == values[1]
     assert values[2] == pytest.approx(values[1] + values[3], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_learns_from_its_float_self(family: str) -> None:
+    """Also ALBERT, whose one layer is several modules here and one in the float model."""
+    model = small_model(family)
+    quantized = small_quantized(model)
+    student = prepare(model, quantized, Lsq())
+    head = Head("classification", ("positive", "neutral", "negative"))
+    method = qat_method(student, model, quantized, byte_level_tokenizer(), head, SLOT)
+    batch = {name: batch_of(4, 12)[name] for name in describe(student).arguments}
+    labels = torch.zeros(4, dtype=torch.int64)
+    method.objective(student.train(), batch, labels).backward()
+    without = [name for name, each in student.named_parameters() if each.grad is None]
+    assert [name for name in without if "pooler" not in name] == []

@@ -1,0 +1,136 @@
+"""What the accuracy benchmarks share: a unit is one fine-tuned model with all it is judged on.
+
+A unit is one (task, seed). Its float model is fine-tuned once, or taken from `--runs` if it is
+there, and every method starts from it. A finished unit is one JSON in benchmarks/results and is
+left alone.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import RESULTS
+
+from quantkit import pipeline
+from quantkit.answers import decisions
+from quantkit.batching import Encoded, encode_unlabelled
+from quantkit.checkpoint import length_limit, load_float, takes_token_types
+from quantkit.data import TaskData, inputs_of, load_task, references_of
+from quantkit.files import read_json
+from quantkit.metrics import MAIN, main_score
+from quantkit.prediction import Outputs
+from quantkit.recipe import Recipe, load_recipe, with_changes
+from quantkit.runs import Run
+from quantkit.runtime import load
+
+LABELLING = ("nergrit", "posp", "terma")
+TASKS = ("smsa", "emot", "hoasa", *LABELLING)
+SEEDS = (0, 1, 2)
+FINETUNE = {"finetune.lr": 1e-4, "finetune.precision": "bf16"}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One fine-tuned model with everything that it is judged on."""
+
+    task: TaskData
+    recipe: Recipe
+    run: Run
+    encoded: Mapping[str, Encoded]  # by split
+
+    @classmethod
+    def make(cls, task: str, seed: int, options: argparse.Namespace) -> "Unit":
+        """Fine-tune, unless that was done."""
+        changes = {**FINETUNE, "model": options.model, "finetune.seed": seed}
+        recipe = with_changes(load_recipe(f"indonlu/{task}.yaml"), changes)
+        run = Run(options.runs / f"{task}-{seed}")
+        if not run.complete:
+            pipeline.finetune(recipe, run, options.data, resume=True)
+        data = load_task(task, options.data, None)
+        model, tokenizer = load_float(run.float_folder)
+        limit = length_limit(model, tokenizer, recipe.max_length)
+        encoded = {
+            split: encode_unlabelled(
+                tokenizer,
+                inputs_of(data.splits[split], data.head),
+                data.head,
+                limit,
+                types=takes_token_types(model),
+            )
+            for split in ("validation", "test")
+        }
+        return cls(data, recipe, run, encoded)
+
+    def references(self, split: str) -> Any:  # noqa: ANN401
+        """The right answers of a split."""
+        return references_of(self.task.splits[split], self.task.head)
+
+    def validation_score(self, outputs: Outputs) -> float:
+        """The main score of the validation rows."""
+        head = self.task.head
+        return main_score(head, self.references("validation"), decisions(head, outputs))
+
+    def file_outputs(self, folder: Path) -> Outputs:
+        """What an exported folder says of the test rows; a float one is exported if need be."""
+        if not (folder / "onnx").is_dir():
+            pipeline.export_float(folder, self.recipe)
+        return load(folder).outputs(inputs_of(self.task.splits["test"], self.task.head))
+
+    def brief(self, entry: Mapping[str, Any]) -> str:
+        """A method's scores in a few words."""
+        value, change = entry[MAIN[self.task.head.kind]]["value"], entry["change"]["value"]
+        return f"{100 * value:.2f} ({100 * change:+.2f}), equal {100 * entry['agreement']:.2f} %"
+
+
+def finished(benchmark: str, results: Path) -> list[dict[str, Any]]:
+    """The results of the units that are done."""
+    files = (results / f"{benchmark}_{task}_{seed}.json" for task in TASKS for seed in SEEDS)
+    return [read_json(file) for file in files if file.is_file()]
+
+
+def means(units: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float, int]:
+    """Mean score, change and agreement in percent, and the number of units they are of."""
+    rows = []
+    for unit in units:
+        entry, main = unit["scores"].get(name, {}), unit["main"]
+        if main in entry:
+            change = entry["change"]["value"] if "change" in entry else 0.0
+            rows.append((entry[main]["value"], change, entry.get("agreement", 1.0)))
+    if not rows:
+        return float("nan"), float("nan"), float("nan"), 0
+    score, change, equal = 100 * np.mean(rows, axis=0)
+    return float(score), float(change), float(equal), len(rows)
+
+
+def labelling(units: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those whose task labels words."""
+    return [unit for unit in units if unit["task"] in LABELLING]
+
+
+def cells(found: Mapping[str, tuple[float, float, float, int]]) -> list[list[str]]:
+    """The rows of a table of `means`, under `HEADER`."""
+    return [
+        [name, f"{score:.2f}", f"{change:+.2f}", f"{equal:.2f}", str(count)]
+        for name, (score, change, equal, count) in found.items()
+    ]
+
+
+HEADER = ["method", "score", "change", "labels equal, %", "units"]
+
+
+def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
+    """The options that the benchmarks have in common."""
+    result = argparse.ArgumentParser(description=doc.splitlines()[0] if doc else None)
+    add = result.add_argument
+    add("--task", choices=TASKS, nargs="+", help="default: all")
+    add("--seed", type=int, nargs="+", default=list(SEEDS))
+    add("--model", default="indobenchmark/indobert-base-p1", help="pretrained encoder")
+    add("--data", type=Path, help="folder with the datasets' files")
+    add("--runs", type=Path, default=Path(f"runs/{name}"), help="fine-tuned models")
+    add("--results", type=Path, default=RESULTS)
+    add("--summary", action="store_true", help="only means and bars of what is there")
+    add("--check", action="store_true", help="exit 1 if a bar is missed")
+    return result
