@@ -35,7 +35,7 @@ from quantkit.numerics import quantize, scale_and_zero_point, symmetric_grid
 __all__ = ["CANDIDATES", "Candidate", "Sizes", "make_candidate", "make_folders", "random_model"]
 
 Arrays = Mapping[str, np.ndarray]
-Step = Callable[[], Tensor]
+Step = Callable[[], object]
 
 # name -> (where its weights come from, how they are computed with, the peak it is held against)
 CANDIDATES = {
@@ -73,10 +73,12 @@ class Sizes:
 class Candidate:
     """An open model.
 
-    prepare: padded arrays -> what computes them once; weight_bytes: of parameters and buffers.
+    prepare: padded arrays -> what computes them once, on the device; run: padded arrays -> what a
+    session would return of them, see `Session.run`; weight_bytes: of parameters and buffers.
     """
 
     prepare: Callable[[Arrays], Step]
+    run: Callable[[Arrays], np.ndarray]
     weight_bytes: int
 
 
@@ -158,7 +160,7 @@ def _engine(folder: Path, precision: Any, device: torch.device) -> Candidate:  #
 
         return step
 
-    return Candidate(prepare, backend.encoder.weight_bytes())
+    return Candidate(prepare, backend.run, backend.encoder.weight_bytes())
 
 
 def _transformers(folder: Path, kind: str, device: torch.device) -> Candidate:
@@ -181,7 +183,7 @@ def _transformers(folder: Path, kind: str, device: torch.device) -> Candidate:
     call = torch.compile(model, mode="max-autotune", dynamic=False) if compiled else model
     takes = describe(model).arguments
 
-    def prepare(arrays: Arrays) -> Step:
+    def prepare(arrays: Arrays) -> Callable[[], Tensor]:
         padded = _stretched(arrays, COMPILED_STEP) if compiled else arrays
         inputs = {name: torch.from_numpy(padded[name]).to(device) for name in takes}
 
@@ -192,7 +194,11 @@ def _transformers(folder: Path, kind: str, device: torch.device) -> Candidate:
 
         return step
 
-    return Candidate(prepare, weight_bytes)
+    def run(arrays: Arrays) -> np.ndarray:
+        found: np.ndarray = prepare(arrays)().float().cpu().numpy()
+        return found
+
+    return Candidate(prepare, run, weight_bytes)
 
 
 def _quantize_torchao(model: torch.nn.Module, kind: str) -> None:

@@ -6,8 +6,8 @@
 It needs torch, Triton and transformers, no network and no datasets: `cuda_prepare.py` makes the
 tokens beforehand. Each candidate has a process of its own. What is measured lies in FOLDER, so
 that runs of at most `--minutes` each go on from one another; when nothing is left to measure, the
-report is written. With `--models` of a fine-tuned checkpoint, answers on all texts are kept too,
-for `cuda_prepare.py score`. (A script called cuda.py would stand before NVIDIA's package `cuda`.)
+report is written. Answers on all texts are kept too: with `--models` of fine-tuned checkpoints
+`cuda_accuracy.py` scores them. (A script called cuda.py would hide NVIDIA's package `cuda`.)
 """
 
 import argparse
@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,13 @@ from cuda_measure import (
     milliseconds,
     operations,
 )
+from cuda_tokens import answers, load_encoded, padding_of
 from harness import RESULTS, Bar, finish, table
 from safetensors import safe_open
 
 from quantkit.files import read_json, write_json
 from quantkit.kernels.tuning import chosen
+from quantkit.worker import write_outputs
 
 SHAPES = tuple((batch, length) for batch in (1, 8, 32, 128) for length in (32, 128, 384))
 REAL_BATCH, REAL_TEXTS = 32, 512
@@ -137,7 +138,8 @@ def _work(options: argparse.Namespace) -> None:
         _save(options.work, name, found)
     found["memory"] = memory(device)
     if options.tokens:
-        np.savez(options.work / f"{name}.npz", logits=_answers(candidate, options.tokens, device))
+        texts, padding = load_encoded(options.tokens), padding_of(options.models / "float")
+        write_outputs(options.work / f"{name}.npz", answers(candidate.run, texts, padding))
     _save(options.work, name, {**found, "tiles": chosen(), "done": True})
 
 
@@ -173,26 +175,6 @@ def _real(
         "texts_per_second": len(lengths) / total * 1e3,
         "operations": operations(sizes, lengths),
     }
-
-
-def _answers(candidate: Candidate, tokens: Path, device: torch.device) -> np.ndarray:
-    """Logits of all texts, in their order, from batches of similar length."""
-    with safe_open(tokens, framework="np") as file:
-        ids, ends = file.get_tensor("ids"), file.get_tensor("ends")
-    rows = [ids[a:b] for a, b in pairwise(ends.tolist())]
-    order = sorted(range(len(rows)), key=lambda at: len(rows[at]))
-    found: list[np.ndarray] = [np.empty(0)] * len(rows)
-    for start in range(0, len(order), REAL_BATCH):
-        places = order[start : start + REAL_BATCH]
-        arrays = given_arrays([len(rows[at]) for at in places], 6)
-        for row, at in enumerate(places):
-            arrays["input_ids"][row, : len(rows[at])] = rows[at]
-        logits = candidate.prepare(arrays)()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        for at, values in zip(places, logits.float().cpu().numpy(), strict=True):
-            found[at] = values
-    return np.stack(found)
 
 
 def _lengths(tokens: Path | None) -> list[int]:
