@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantkit.answers import Prediction
+from quantkit.bound import BoundBackend
 from quantkit.choice import fastest
 from quantkit.errors import CheckpointError, DependencyError, RecipeError
 from quantkit.graph_cache import open_cached
@@ -31,7 +32,7 @@ from quantkit.providers import (
     provider,
     session_options,
 )
-from quantkit.session import Session
+from quantkit.session import Backend, Session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -77,6 +78,7 @@ def load(
     cache: str | Path | None = None,
     engine: str = "auto",
     precision: str | None = None,
+    graphs: bool = False,
 ) -> Session:
     """Open a folder that `quantkit` has written.
 
@@ -91,21 +93,26 @@ def load(
             or `auto`: ONNX Runtime on the CPU, and on CUDA what measures fastest when the folder is
             opened, of both engines and of the torch engine in float16. The times are in `notes`.
         precision: of the torch engine, see `quantkit.engine.open_session`.
+        graphs: on CUDA, ONNX Runtime keeps inputs and outputs on the device and replays a CUDA
+            graph for each size of batch, see `quantkit.bound`. The torch engine always does.
 
     Raises:
         CheckpointError: no such file, one exported for another device, or one that does not
             say what it answers.
         DependencyError: a package is missing or installed twice, or the device is.
-        RecipeError: an engine or device that does not exist.
+        RecipeError: an engine or device that does not exist, or graphs on a CPU.
     """
     check_engine(engine, device)
+    if graphs and device != "cuda":
+        raise RecipeError("graphs are CUDA's. Pass device='cuda', or leave them out.")
+    onnx = partial(_load_onnx, Path(folder), device, threads, cache, graphs)
     if engine == "torch":
         return _load_torch(Path(folder), device, precision)
     if engine == "auto" and device == "cuda":
         packed = Path(folder).is_dir() and precision is None
         choice = fastest(
             {"torch": partial(_load_torch, Path(folder), device, precision)}
-            | {"onnxruntime": partial(_load_onnx, Path(folder), device, threads, cache)}
+            | {"onnxruntime": onnx}
             | (
                 {"torch float16": partial(_load_torch, Path(folder), device, "float16")}
                 if packed
@@ -114,7 +121,7 @@ def load(
         )
         choice.session.notes = choice.notes()
         return choice.session
-    return _load_onnx(Path(folder), device, threads, cache)
+    return onnx()
 
 
 def check_engine(engine: str, device: str) -> None:
@@ -140,13 +147,18 @@ def _load_torch(folder: Path, device: str, precision: Any) -> Session:  # noqa: 
     return session
 
 
-def _load_onnx(folder: Path, device: str, threads: int | None, cache: str | Path | None) -> Session:
+def _load_onnx(
+    folder: Path, device: str, threads: int | None, cache: str | Path | None, graphs: bool
+) -> Session:
     """A session of ONNX Runtime."""
     name = provider(device)
+    settings = {"enable_cuda_graph": "1"} if graphs else {}
     path = find_onnx(folder, device)
 
     def opened(file: Path, options: "onnxruntime.SessionOptions") -> Any:  # noqa: ANN401
-        return import_onnxruntime().InferenceSession(str(file), options, providers=[name])
+        return import_onnxruntime().InferenceSession(
+            str(file), options, providers=[(name, settings)]
+        )
 
     try:
         if cache is None or device != "cpu":
@@ -169,8 +181,14 @@ def _load_onnx(folder: Path, device: str, threads: int | None, cache: str | Path
             f"{path} was exported for {file.target}, and would run badly on {device}. "
             f"Export it again: quantkit export {folder_of(path)} --target {device}"
         )
+    output = output_name(file.head)
+    backend: Backend = OnnxBackend(inference, output)
+    if graphs:
+        backend = BoundBackend(
+            inference, output, device=device, longest=file.max_length, padding=file.padding
+        )
     return Session(
-        OnnxBackend(inference, output_name(file.head)),
+        backend,
         tokenizer,
         file.head,
         path,

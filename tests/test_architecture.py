@@ -47,7 +47,7 @@ LAYERS = [
     "rows providers onnx_file",
     "graph_cache",
     "session",
-    "engine choice",
+    "engine choice bound",
     "runtime",
     "worker",
     "exporter",
