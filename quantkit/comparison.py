@@ -1,6 +1,7 @@
 """Measuring a run's files side by side, and other runs' beside them, into one report."""
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,20 +14,37 @@ from quantkit.encoder import head_of
 from quantkit.errors import CheckpointError, DataError
 from quantkit.exporter.inspect import bytes_by_component
 from quantkit.files import read_json
+from quantkit.graph_cache import cached_graph
 from quantkit.heads import Head
 from quantkit.measure import Measured, environment, measure
 from quantkit.metrics import MAIN
+from quantkit.onnx_file import TARGETS, exported_targets, find_onnx
 from quantkit.packed import METADATA
 from quantkit.pipeline import export_float
 from quantkit.quantized_folder import parity_file
 from quantkit.recipe import Recipe, recipe_hash
 from quantkit.report import SCHEMA, CandidateReport, Report, candidate_report, save_report
 from quantkit.runs import Run
-from quantkit.runtime import find_onnx
+from quantkit.runtime import load
+from quantkit.tokenization import Inputs
 
 __all__ = ["bench"]
 
 LONGER = "float, trained on"
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What opens the candidates, by the arguments of `quantkit.load`."""
+
+    name: str
+    device: str
+    cache: Path | None
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether it opens the ONNX file; the torch engine reads the checkpoint."""
+        return self.name == "onnxruntime" or (self.name == "auto" and self.device == "cpu")
 
 
 @dataclass(frozen=True)
@@ -37,14 +55,21 @@ class _Candidate:
     run: Run
     folder: Path
 
-    @property
-    def path(self) -> Path:
-        return find_onnx(self.folder)
+    def path(self, device: str) -> Path:
+        """The ONNX file for a device, or where there is none that for another one."""
+        there = set(exported_targets(self.folder))
+        fitting = (each for each in (device, *TARGETS) if there & set(TARGETS[each]))
+        return find_onnx(self.folder, next(fitting, device))
 
-    def opened(self, engine: str, device: str) -> Path:
-        """What an engine opens: the torch engine reads the checkpoint, not the file."""
-        file = engine == "onnxruntime" or (engine == "auto" and device == "cpu")
-        return self.path if file else self.folder
+    def foreign_to(self, engine: _Engine) -> bool:
+        """Whether it is quantized, and has files for other devices only."""
+        there = set(exported_targets(self.folder))
+        runs = not engine.reads_files or there & set(TARGETS[engine.device])
+        return (self.folder / METADATA).is_file() and bool(there) and not runs
+
+    def opened(self, engine: _Engine) -> Path:
+        """What the engine opens."""
+        return self.path(engine.device) if engine.reads_files else self.folder
 
 
 def bench(
@@ -56,12 +81,14 @@ def bench(
     beside: Sequence[Run] = (),
     engine: str = "auto",
     device: str = "cpu",
+    cache: Path | None = None,
 ) -> Report:
     """Measure files on the full test set; write the report into the run's folder.
 
     The candidates are the run's float model, that trained on for as many steps as `qat` trained
     if there is one, the quantized ones, and the same of each run in `beside`, e.g. a smaller model
-    trained on the same task. `engine` and `device` are those of `quantkit.load`.
+    trained on the same task. `engine`, `device` and `cache` are those of `quantkit.load`. A
+    quantized model that was exported for another device only is left out, with a note.
 
     Raises:
         CheckpointError: the run is not quantized yet, or a file is missing.
@@ -73,18 +100,12 @@ def bench(
     limit = length_limit(model, tokenizer, recipe.max_length)
     head, width = head_of(model), _embedding_width(model)
     del model
-    candidates = list(_candidates(recipe, run, head, beside))
+    opener = _Engine(engine, device, cache)
+    everything = list(_candidates(recipe, run, head, beside))
+    candidates = [each for each in everything if not each.foreign_to(opener)]
+    grown = _fill_cache(candidates, opener)
     test = task.splits["test"]
-    measured = measure(
-        {candidate.name: candidate.opened(engine, device) for candidate in candidates},
-        inputs_of(test, task.head),
-        shapes=[(b, n) for b in recipe.bench.batches for n in recipe.bench.lengths if n <= limit],
-        rounds=recipe.bench.rounds,
-        repeats=recipe.bench.repeats,
-        threads=threads,
-        engine=engine,
-        device=device,
-    )
+    measured = _measured(candidates, inputs_of(test, task.head), recipe, limit, threads, opener)
     packed = [folder / METADATA for folder in run.quantized_folders()]
     own = run.quantized_folder(recipe) / METADATA
     trimmed_rows = read_json(own)["trimmed_rows"] if own.is_file() else 0
@@ -102,8 +123,13 @@ def bench(
         max_length=limit,
         seed=recipe.finetune.seed,
         trimmed_bytes=trimmed_rows * width * 4,
-        candidates=_reports(candidates, measured, task, run),
-        notes=(*_notes(candidates, packed), *_engine_notes(measured)),
+        candidates=_reports(candidates, measured, task, run, opener),
+        notes=(
+            *_notes(candidates, packed),
+            *(_left_out(each, device) for each in everything if each not in candidates),
+            *grown,
+            *_engine_notes(measured),
+        ),
         curves=tuple(training["curve"]),
         history=tuple(training["history"]),
     )
@@ -155,25 +181,80 @@ def _embedding_width(model: PreTrainedModel) -> int:
     return int(getattr(config, "embedding_size", 0) or getattr(config, "hidden_size", 0))
 
 
+def _measured(
+    candidates: Sequence[_Candidate],
+    inputs: Inputs,
+    recipe: Recipe,
+    limit: int,
+    threads: int | None,
+    engine: _Engine,
+) -> dict[str, Measured]:
+    """All candidates in the shapes of the recipe that the model has room for."""
+    return measure(
+        {candidate.name: candidate.opened(engine) for candidate in candidates},
+        inputs,
+        shapes=[(b, n) for b in recipe.bench.batches for n in recipe.bench.lengths if n <= limit],
+        rounds=recipe.bench.rounds,
+        repeats=recipe.bench.repeats,
+        threads=threads,
+        engine=engine.name,
+        device=engine.device,
+        cache=engine.cache,
+    )
+
+
+def _fill_cache(candidates: Sequence[_Candidate], engine: _Engine) -> list[str]:
+    """Make the optimized graphs that measured sessions open by; what was warned of them."""
+    if engine.cache is None or not engine.reads_files:
+        return []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for each in candidates:
+            load(each.path(engine.device), device=engine.device, cache=engine.cache)
+    return [str(each.message) for each in caught]
+
+
+def _left_out(candidate: _Candidate, device: str) -> str:
+    found = ", ".join(exported_targets(candidate.folder))
+    return (
+        f"{candidate.name} is not in this report: its files are for {found}, and all here runs on "
+        f"{device}. Measure it there: quantkit bench {candidate.run.folder.name} --device {found}"
+    )
+
+
+def _cached_bytes(path: Path, engine: _Engine) -> int | None:
+    """Bytes of the optimized graph that a session opened by, if it did."""
+    if engine.cache is None or not engine.reads_files or engine.device != "cpu":
+        return None
+    graph = cached_graph(path, engine.cache)
+    return None if graph is None else graph.stat().st_size
+
+
 def _reports(
-    candidates: Sequence[_Candidate], measured: dict[str, Measured], task: TaskData, run: Run
+    candidates: Sequence[_Candidate],
+    measured: dict[str, Measured],
+    task: TaskData,
+    run: Run,
+    engine: _Engine,
 ) -> tuple[CandidateReport, ...]:
     references = references_of(task.splits["test"], task.head)
+    paths = [candidate.path(engine.device) for candidate in candidates]
     return tuple(
         candidate_report(
             candidate.name,
-            os.path.relpath(candidate.path, run.folder),
+            os.path.relpath(path, run.folder),
             measured[candidate.name],
             head=task.head,
             references=references,
-            components=bytes_by_component(candidate.path),
-            parity=read_json(parity_file(candidate.path, candidate.folder)),
+            components=bytes_by_component(path),
+            parity=read_json(parity_file(path, candidate.folder)),
             parameters=int(candidate.run.training()["parameters"]),
             baseline=None if at == 0 else measured[candidates[0].name],
             control=measured.get(LONGER) if candidate.folder.name.endswith("-qat") else None,
             training=candidate.run.training_of(candidate.folder),
+            cache_bytes=_cached_bytes(path, engine),
         )
-        for at, candidate in enumerate(candidates)
+        for at, (candidate, path) in enumerate(zip(candidates, paths, strict=True))
     )
 
 

@@ -77,6 +77,7 @@ def measure(
     threads: int | None = None,
     engine: str = "onnxruntime",
     device: str = "cpu",
+    cache: Path | None = None,
 ) -> dict[str, Measured]:
     """Measure every exported folder or file.
 
@@ -89,11 +90,14 @@ def measure(
         threads: of each candidate; default: what the CPU quota gives.
         engine: what opens the folders, see `quantkit.load`.
         device: `cpu` or `cuda`.
+        cache: of optimized graphs, see `quantkit.load`.
 
     Raises:
         MeasurementError: a worker failed; the message holds what it said.
     """
     options = {"engine": engine, "device": device}
+    if cache is not None:
+        options["cache"] = str(cache)
     with ExitStack() as stack:
         workers = {
             name: stack.enter_context(open_worker(name, path, threads, options=options))

@@ -24,6 +24,7 @@ __all__ = [
     "ModelFile",
     "Purpose",
     "Target",
+    "exported_targets",
     "file_bytes",
     "find_onnx",
     "folder_of",
@@ -107,12 +108,17 @@ def find_onnx(path: Path, device: str = "cpu") -> Path:
         for name in NAMES:
             if (file := path / FOLDERS[target] / name).is_file():
                 return file
-    others = [target for target in FOLDERS if any((path / FOLDERS[target]).glob("*.onnx"))]
+    others = exported_targets(path)
     found = f"one for {others[0]} only" if others else f"none in {path / 'onnx'}"
     raise CheckpointError(
         f"{path} holds no exported model for {device}, {found}. "
         f"Make one with: quantkit export {path} --target {device}"
     )
+
+
+def exported_targets(folder: Path) -> list[Target]:
+    """The targets that a folder holds files for."""
+    return [target for target in FOLDERS if any((folder / FOLDERS[target]).glob("*.onnx"))]
 
 
 def known_target(name: str) -> Target:

@@ -3,7 +3,7 @@
 It imports what serving imports and nothing else, so that its memory and its speed are
 those of a server. Requests and answers are JSON, one a line, on stdin and stdout:
 
-    {"do": "open", "path": FOLDER, "threads": N | null, "engine": E, "device": D}
+    {"do": "open", "path": FOLDER, "threads": N | null, "engine": E, "device": D, "cache": FOLDER}
                                                           -> {"seconds": S, "notes": [...]}
     {"do": "predict", "first": [...], "second": [...] | null, "batch_size": B, "file": PATH}
                                                           -> {"outputs": PATH}
@@ -33,6 +33,7 @@ from quantkit.tokenization import Inputs
 __all__ = ["main", "read_outputs", "resident_bytes", "token_arrays", "write_outputs"]
 
 WARM_UP = 3
+OPTIONS = ("engine", "device", "cache")  # of `quantkit.load`
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
         request = json.loads(line)
         try:
             if request["do"] == "open":
-                options = {name: request[name] for name in ("engine", "device") if name in request}
+                options = {name: request[name] for name in OPTIONS if name in request}
                 _import(options.get("engine", "onnxruntime"))
                 imports = resident_bytes()
                 start = time.perf_counter()

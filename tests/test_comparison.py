@@ -94,3 +94,20 @@ def test_a_run_beside_that_does_not_exist_is_named(line: Line) -> None:
     assert outcome.code == 2
     assert "studnet: no such run" in outcome.err
     assert "smsa, student" in outcome.err
+
+
+def test_models_for_other_devices_are_left_out_and_portable_ones_measured(
+    line: Line, tmp_path: Path
+) -> None:
+    runs = shutil.copytree(line.runs, tmp_path / "runs")
+    run, cache = Run(runs / "smsa"), tmp_path / "graphs"
+    succeed("ptq", "smsa", "--target", "portable", "--runs", runs)
+    succeed("ptq", "smsa", "--bits", "4", "--target", "cuda", "--runs", runs)
+    succeed("bench", "smsa", "--runs", runs, "--cache", cache, *changes(BENCH))
+    report = Report.load(run.folder / "report.json")
+    assert [each.name for each in report.candidates] == ["float", "int8", "int8-portable"]
+    assert report.candidates[2].file == "w8a8-portable/onnx/portable/model_quantized.onnx"
+    assert any("w4a16-cuda is not in this report" in note for note in report.notes)
+    sizes = [each.cache_bytes for each in report.candidates]
+    assert sorted(sizes, key=str) == sorted((p.stat().st_size for p in cache.iterdir()), key=str)
+    assert "| its graph in the cache, MB |" in (run.folder / "report.md").read_text()

@@ -128,12 +128,20 @@ def measure_and_say(
     beside: Sequence["Run"],
     engine: str = "auto",
     device: str = "cpu",
+    cache: Path | None = None,
 ) -> None:
     """Measure, write the report, print it."""
     from quantkit.comparison import bench
     from quantkit.report import to_markdown
 
-    report = bench(recipe, run, data, threads=threads, beside=beside, engine=engine, device=device)
+    report = bench(
+        *(recipe, run, data),
+        threads=threads,
+        beside=beside,
+        engine=engine,
+        device=device,
+        cache=cache,
+    )
     typer.echo(to_markdown(report))
     say(f"Report: {run.folder / 'report.json'} and report.md")
     folder = run.float_folder if recipe.is_recurrent else run.quantized_folder(recipe)

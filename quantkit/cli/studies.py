@@ -40,6 +40,9 @@ def bench(
         str, typer.Option(help="onnxruntime, torch, or auto: on CUDA whichever measures faster.")
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of optimized graphs: sessions open by them.")
+    ] = None,
     changes: Set = None,
 ) -> None:
     """Measure float and quantized files side by side and write the report."""
@@ -50,7 +53,10 @@ def bench(
     others = [find_run(name, runs) for name in beside or []]
     check_engine(engine, device)
     measure_and_say(
-        resolved, chosen, data or chosen.data(), threads, others, engine=engine, device=device
+        *(resolved, chosen, data or chosen.data(), threads, others),
+        engine=engine,
+        device=device,
+        cache=cache,
     )
 
 

@@ -136,6 +136,10 @@ def _size_rows(report: Report) -> Rows:
         for part in ("embeddings", "encoder", "head", "overhead")
     ]
     rows.append(["file, MB", *(f"{c.bytes.total / MEGABYTE:.2f}" for c in candidates)])
+    if any(c.cache_bytes is not None for c in candidates):
+        cached = (c.cache_bytes for c in candidates)
+        shown = ("" if size is None else f"{size / MEGABYTE:.2f}" for size in cached)
+        rows.append(["its graph in the cache, MB", *shown])
     rows.append(["smaller than float", *(f"{whole / c.bytes.total:.2f}x" for c in candidates)])
     if report.trimmed_bytes:
         rows.append(

@@ -43,6 +43,7 @@ class CandidateReport:
     # `change` against the float model that was trained on for as many steps, where this model
     # was trained on too: what is more than just more training.
     beyond_training: Interval | None = None
+    cache_bytes: int | None = None  # of the optimized graph, where it was opened by a cache
 
 
 @dataclass(frozen=True)

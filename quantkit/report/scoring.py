@@ -37,6 +37,7 @@ def candidate_report(
     baseline: Measured | None = None,
     control: Measured | None = None,
     training: Mapping[str, Any] | None = None,
+    cache_bytes: int | None = None,
 ) -> CandidateReport:
     """Score what one candidate said of the test rows.
 
@@ -54,6 +55,7 @@ def candidate_report(
         control: the float model trained on, for a candidate that was trained on as well.
         training: the record of the training that ended in this model. Its single values are
             kept; history and curve belong to the report.
+        cache_bytes: of its optimized graph in a cache.
 
     Raises:
         ValueError: references that do not fit the outputs.
@@ -89,6 +91,7 @@ def candidate_report(
         parity=dict(parity),
         parameters=parameters,
         training=None if training is None else _single_values(training),
+        cache_bytes=cache_bytes,
     )
 
 
