@@ -36,9 +36,9 @@ install: $(VENV)/run.stamp
 test-optimum: .venv-optimum/stamp
 	.venv-optimum/bin/pytest tests/test_optimum.py
 
-.venv-optimum/stamp: pyproject.toml
+.venv-optimum/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-optimum
-	.venv-optimum/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	.venv-optimum/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(shell grep ^torch== constraints.txt)
 	.venv-optimum/bin/python -m pip install --quiet --editable '.[train,cpu,dev,optimum]'
 	touch $@
 

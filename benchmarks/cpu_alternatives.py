@@ -23,6 +23,7 @@ from harness import RESULTS, finish, ratio_interval, table
 from latency_files import Environments, Sizes, make
 from latency_graphs import BOUNDS, GRAPHS
 from latency_rounds import Clock, logits_off, repeats_of, round_of
+from latency_tokens_first import tokens_first
 from latency_worker import program
 
 from quantkit.files import new_file, write_json
@@ -106,7 +107,7 @@ def _files(sizes: Sizes, work: Path) -> dict[str, tuple[Path, str]]:
         for name, model in (FILES | {PEER: PEER}).items()
     }
     own, _ = files[OWN]
-    for name, change in GRAPHS.items():
+    for name, change in (GRAPHS | {"tokens first": tokens_first}).items():
         path = folder / "alternatives" / f"{name.replace(' ', '-')}.onnx"
         with new_file(path) as partial:
             onnx.save_model(change(onnx.load(own)), partial)

@@ -4,17 +4,23 @@ Each takes the file for latency (`int8`) and changes one decision of it. Some ar
 candidates: they leave something out that the answers need, to show what it costs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-__all__ = ["BOUNDS", "GRAPHS"]
+__all__ = ["BOUNDS", "CONTRIB", "GRAPHS", "apart", "constant", "heads_of", "width_of"]
 
 CONTRIB = "com.microsoft"
-BOUNDS = ("no mask", "integer attention", "no smoothing", "tanh GELU")
+BOUNDS = (
+    "no mask",
+    "integer attention",
+    "no smoothing",
+    "no smoothing after GELU",
+    "tanh GELU",
+)
 
 Rewrite = Callable[[NodeProto], Sequence[NodeProto]]
 
@@ -28,13 +34,14 @@ def _rewritten(
     return model
 
 
-def _constant(model: onnx.ModelProto, name: str, value: object) -> str:
+def constant(model: onnx.ModelProto, name: str, value: object) -> str:
+    """An initializer of that name, made if it is not there."""
     if name not in {tensor.name for tensor in model.graph.initializer}:
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     return name
 
 
-def _apart(node: NodeProto) -> tuple[list[NodeProto], list[str]]:
+def apart(node: NodeProto) -> tuple[list[NodeProto], list[str]]:
     """The product and `Split` that a QAttention stands for, and query, key and value."""
     codes, weight, bias, scale, weight_scale, _, zero_point = node.input[:7]
     merged = f"{node.name}/merged"
@@ -46,7 +53,8 @@ def _apart(node: NodeProto) -> tuple[list[NodeProto], list[str]]:
     ], parts
 
 
-def _heads(node: NodeProto) -> int:
+def heads_of(node: NodeProto) -> int:
+    """Of an attention operator."""
     return next(int(each.i) for each in node.attribute if each.name == "num_heads")
 
 
@@ -56,10 +64,10 @@ def multi_head(model: onnx.ModelProto, *, masked: bool = True) -> onnx.ModelProt
     def rewrite(node: NodeProto) -> Sequence[NodeProto]:
         if node.op_type != "QAttention":
             return [node]
-        nodes, parts = _apart(node)
+        nodes, parts = apart(node)
         inputs = [*parts, "", node.input[5]] if masked else parts
         attend = helper.make_node(
-            "MultiHeadAttention", inputs, node.output, domain=CONTRIB, num_heads=_heads(node)
+            "MultiHeadAttention", inputs, node.output, domain=CONTRIB, num_heads=heads_of(node)
         )
         return [*nodes, attend]
 
@@ -71,10 +79,10 @@ def attention_23(model: onnx.ModelProto) -> onnx.ModelProto:
     model.opset_import[0].version, model.ir_version = 23, 11
     mask = [
         helper.make_node("Cast", ["attention_mask"], ["words"], to=TensorProto.BOOL),
-        helper.make_node("Unsqueeze", ["words", _constant(model, "a1", [1, 2])], ["row"]),
+        helper.make_node("Unsqueeze", ["words", constant(model, "a1", [1, 2])], ["row"]),
         helper.make_node("Shape", ["input_ids"], ["tokens"], start=1, end=2),
         helper.make_node(
-            "Concat", [*[_constant(model, "a2", [1])] * 2, "tokens", "a2"], ["square"], axis=0
+            "Concat", [*[constant(model, "a2", [1])] * 2, "tokens", "a2"], ["square"], axis=0
         ),
         helper.make_node("Expand", ["row", "square"], ["square_mask"]),
     ]
@@ -82,8 +90,8 @@ def attention_23(model: onnx.ModelProto) -> onnx.ModelProto:
     def rewrite(node: NodeProto) -> Sequence[NodeProto]:
         if node.op_type != "QAttention":
             return [node]
-        nodes, parts = _apart(node)
-        inputs, heads = [*parts, "square_mask"], _heads(node)
+        nodes, parts = apart(node)
+        inputs, heads = [*parts, "square_mask"], heads_of(node)
         attend = helper.make_node(
             "Attention", inputs, node.output, q_num_heads=heads, kv_num_heads=heads
         )
@@ -96,23 +104,23 @@ def integer_attention(model: onnx.ModelProto) -> onnx.ModelProto:
     """Both products of attention on 8-bit codes with fixed scales: what they would save."""
     mask = [
         helper.make_node("Cast", ["attention_mask"], ["ones"], to=TensorProto.FLOAT),
-        helper.make_node("Sub", ["ones", _constant(model, "b1", np.float32(1))], ["holes"]),
-        helper.make_node("Mul", ["holes", _constant(model, "b2", np.float32(1e4))], ["flat"]),
-        helper.make_node("Unsqueeze", ["flat", _constant(model, "b3", [1, 2])], ["row"]),
+        helper.make_node("Sub", ["ones", constant(model, "b1", np.float32(1))], ["holes"]),
+        helper.make_node("Mul", ["holes", constant(model, "b2", np.float32(1e4))], ["flat"]),
+        helper.make_node("Unsqueeze", ["flat", constant(model, "b3", [1, 2])], ["row"]),
     ]
-    scale, share = (_constant(model, n, np.float32(v)) for n, v in (("b4", 0.05), ("b5", 1 / 255)))
+    scale, share = (constant(model, n, np.float32(v)) for n, v in (("b4", 0.05), ("b5", 1 / 255)))
     unsigned, signed = (
-        _constant(model, n, v) for n, v in (("b6", np.uint8(128)), ("b7", np.int8(0)))
+        constant(model, n, v) for n, v in (("b6", np.uint8(128)), ("b7", np.int8(0)))
     )
-    zero = _constant(model, "b8", np.uint8(0))
+    zero = constant(model, "b8", np.uint8(0))
 
     def rewrite(node: NodeProto) -> Sequence[NodeProto]:
         if node.op_type != "QAttention":
             return [node]
-        nodes, parts = _apart(node)
-        heads = _heads(node)
-        apart = _constant(model, "b9", [0, 0, heads, -1])
-        together = _constant(model, "b10", [0, 0, _width(model, node)])
+        nodes, parts = apart(node)
+        heads = heads_of(node)
+        split = constant(model, "b9", [0, 0, heads, -1])
+        together = constant(model, "b10", [0, 0, width_of(model, node)])
 
         def add(operator: str, *inputs: str, domain: str = "", **more: Any) -> str:  # noqa: ANN401
             name = f"{node.name}/{operator}{len(nodes)}"
@@ -125,7 +133,7 @@ def integer_attention(model: onnx.ModelProto) -> onnx.ModelProto:
         query, key, value = (
             add(
                 "Transpose",
-                add("Reshape", add("QuantizeLinear", part, scale, point), apart),
+                add("Reshape", add("QuantizeLinear", part, scale, point), split),
                 perm=order,
             )
             for part, point, order in zip(parts, points, orders, strict=True)
@@ -142,7 +150,8 @@ def integer_attention(model: onnx.ModelProto) -> onnx.ModelProto:
     return _rewritten(model, rewrite, mask)
 
 
-def _width(model: onnx.ModelProto, node: NodeProto) -> int:
+def width_of(model: onnx.ModelProto, node: NodeProto) -> int:
+    """Of the hidden states that a QAttention reads."""
     shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     return int(shapes[node.input[1]][1]) // 3
 
@@ -191,17 +200,44 @@ def dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
     return _rewritten(model, rewrite)
 
 
-def no_smoothing(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without the multiplications of smoothing that no earlier weight could take."""
+def no_smoothing(model: onnx.ModelProto, after: str | None = None) -> onnx.ModelProto:
+    """Without the multiplications of smoothing that no earlier weight could take.
+
+    `after`: only those of what that operator makes.
+    """
     same: dict[str, str] = {}
+    makers = {node.output[0]: node.op_type for node in model.graph.node}
 
     def rewrite(node: NodeProto) -> Sequence[NodeProto]:
-        if any(name.endswith(".input.multiplier") for name in node.input):
+        smoothing = any(name.endswith(".input.multiplier") for name in node.input)
+        if smoothing and after in (None, makers.get(node.input[0])):
             same[node.output[0]] = node.input[0]
             return []
         for place, name in enumerate(node.input):
             node.input[place] = same.get(name, name)
         return [node]
+
+    return _rewritten(model, rewrite)
+
+
+def scaled_norm(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A second LayerNormalization, gamma and beta scaled, for each `Mul` after one."""
+    makers = {node.output[0]: node for node in model.graph.node}
+    stored = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+
+    def rewrite(node: NodeProto) -> Sequence[NodeProto]:
+        vector = next((name for name in node.input if name.endswith(".input.multiplier")), None)
+        maker = makers.get(node.input[0]) if node.input else None
+        if vector is None or maker is None or maker.op_type != "LayerNormalization":
+            return [node]
+        (made,) = node.output
+        scaled = [
+            constant(model, f"{made}/{at}", stored[maker.input[at]] * stored[vector])
+            for at in (1, 2)
+        ]
+        norm = helper.make_node(maker.op_type, [maker.input[0], *scaled], [made])
+        norm.attribute.extend(maker.attribute)
+        return [norm]
 
     return _rewritten(model, rewrite)
 
@@ -215,13 +251,15 @@ def tanh_gelu(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-GRAPHS: Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+GRAPHS: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "MultiHeadAttention": multi_head,
     "Attention of opset 23": attention_23,
     "no mask": lambda model: multi_head(model, masked=False),
     "integer attention": integer_attention,
     "SkipLayerNormalization": skip_norm,
     "dynamic ranges": dynamic,
+    "scaled LayerNormalization": scaled_norm,
     "no smoothing": no_smoothing,
+    "no smoothing after GELU": lambda model: no_smoothing(model, after="Gelu"),
     "tanh GELU": tanh_gelu,
 }

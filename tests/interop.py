@@ -1,4 +1,4 @@
-"""Small exported folders that other programs open: one of whole texts, one of words."""
+"""Small exported folders that other programs open: of whole texts, of words, of vectors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +16,12 @@ from quantkit.exporter import export
 from quantkit.ptq import quantize
 from quantkit.recipe import Recipe, with_bits, with_changes
 from tests.conftest import ROWS, batch_of, small_bert
+from tests.models import small_model
 
 __all__ = ["FILES", "KINDS", "TEXTS", "folder_of_kind", "four_bits"]
 
 TEXTS = ["makanan enak sekali", "pelayanan buruk tidak enak", "biasa saja", "enak"]
-KINDS = ("sequence", "words")
+KINDS = ("sequence", "words")  # and "features"
 FILES: Mapping[str, str] = {  # dtype of transformers.js -> file
     "fp32": "model.onnx",
     "q8": "model_quantized.onnx",
@@ -30,7 +31,8 @@ FILES: Mapping[str, str] = {  # dtype of transformers.js -> file
 
 def folder_of_kind(kind: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     """The same model in float, 8 and 4 bits in one folder, as a user would publish it."""
-    model = small_bert() if kind == "sequence" else _tagger()
+    makers = {"sequence": small_bert, "words": _tagger, "features": _encoder}
+    model: PreTrainedModel = makers[kind]()
     export(model, tokenizer, folder)
     batches = [batch_of(4, 16), batch_of(4, 24, seed=1)]
     for recipe in (Recipe(name="interop", task="none", model="none"), four_bits()):
@@ -42,6 +44,10 @@ def four_bits() -> Recipe:
     """The default of 4 bits, in groups that fit the small models."""
     recipe = with_bits(Recipe(name="interop", task="none", model="none"), 4)
     return with_changes(recipe, {"weights.group": 16, "embeddings.group": 16})
+
+
+def _encoder() -> PreTrainedModel:
+    return small_model("Bert", "Model")
 
 
 def _tagger() -> PreTrainedModel:

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
 import quantkit
-from quantkit.answers import Prediction
+from quantkit.answers import Prediction, Vector
 from tests.interop import FILES, TEXTS, folder_of_kind
 
 optimum = pytest.importorskip("optimum.onnxruntime")
@@ -65,6 +65,23 @@ def test_a_pipeline_of_words(file: str, words_folder: Path) -> None:
         )
         names = [session.labels[at] for at in session.run(arrays)[0].argmax(-1)]
         assert [each["entity"] for each in theirs] == names[1:-1]
+
+
+@pytest.mark.parametrize("file", FILES.values())
+def test_a_pipeline_of_vectors(
+    file: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Its vectors are of tokens, and the session's their mean."""
+    folder = folder_of_kind("features", tokenizer, tmp_path)
+    model = optimum.ORTModelForFeatureExtraction.from_pretrained(
+        folder, file_name=file, subfolder="onnx"
+    )
+    own = AutoTokenizer.from_pretrained(folder)
+    found = pipeline("feature-extraction", model=model, tokenizer=own)(TEXTS)
+    answers = quantkit.load(folder / "onnx" / file).predict(TEXTS, batch_size=1)
+    for (theirs,), ours in zip(found, answers, strict=True):
+        assert isinstance(ours, Vector)
+        np.testing.assert_allclose(np.mean(theirs, axis=0), ours.values, atol=1e-2)
 
 
 def test_logits_of_padded_texts(texts_folder: Path) -> None:
