@@ -3,6 +3,7 @@
 Pass A records, for every tensor that a Linear reads, each channel's extremes and a bounded
 random sample of rows. Pass B, only for calibrators that ask for it, watches the smoothed
 tensors, whose extremes are already known exactly: histograms and moving averages, in one pass.
+Extremes of rotated tensors do not follow from those of channels, and take a pass of their own.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,8 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from quantkit.calibrators import Calibrator, Observed, observer_for
+from quantkit.algorithms.hadamard import as_read
+from quantkit.calibrators import Calibrator, Observed, Observer, observer_for
 from quantkit.calibrators.histogram import by_range
 from quantkit.encoder import SharedInput, describe
 from quantkit.errors import CheckpointError, DataError
@@ -25,6 +27,7 @@ __all__ = [
     "collect_statistics",
     "each_input",
     "extremes",
+    "rotated_extremes",
 ]
 
 Batch = Mapping[str, Tensor]
@@ -121,17 +124,48 @@ def extremes(
     return by_range(low, groups).amin(1), by_range(high, groups).amax(1)
 
 
+def rotated_extremes(
+    model: nn.Module,
+    multipliers: Mapping[SharedInput, Tensor | None],
+    rotations: Mapping[SharedInput, int],
+    batches: Iterable[Batch],
+) -> dict[SharedInput, tuple[Tensor, Tensor]]:
+    """Ends [1] of the smoothed and rotated tensors, in one forward pass over all batches.
+
+    `rotations` has the block of each input that is rotated; no others are watched.
+
+    Raises:
+        DataError: there is no batch.
+    """
+    observers = {shared: Observer() for shared in rotations}
+
+    def record(shared: SharedInput, texts: list[Tensor]) -> None:
+        # Text by text, as pass B reads them: a product's last bits depend on its shape.
+        factor, rotation = multipliers[shared], rotations[shared]
+        observers[shared].update(*(as_read(text, factor, rotation) for text in texts))
+
+    if rotations and not each_input(model, list(rotations), batches, record):
+        raise DataError(
+            "Rotation reads the calibration batches a second time and found none. Pass a list: an "
+            "iterator is used up by the first pass."
+        )
+    seen = {shared: observer.observed() for shared, observer in observers.items()}
+    return {shared: (each.low, each.high) for shared, each in seen.items()}
+
+
 def collect_observed(
     model: nn.Module,
     bounds: Mapping[SharedInput, tuple[Tensor, Tensor]],
     multipliers: Mapping[SharedInput, Tensor | None],
     batches: Iterable[Batch],
     calibrator: Calibrator,
+    rotations: Mapping[SharedInput, int] | None = None,
 ) -> dict[SharedInput, Observed]:
     """Pass B: what `calibrator` needs to know of the inputs, each channel times its multiplier.
 
     One forward pass serves all inputs, and a calibrator that needs the extremes alone takes
-    none. `bounds` are the `extremes` of each input; their length says how many ranges it has.
+    none. `bounds` are the `extremes` of each input, or the `rotated_extremes` of those in
+    `rotations`; their length says how many ranges it has.
     The memory is that of one histogram for each input, whatever the number of texts:
     `calibrators.histogram.default_bins` has the numbers.
 
@@ -143,8 +177,8 @@ def collect_observed(
     observers = {shared: observer_for(calibrator, *ends) for shared, ends in bounds.items()}
 
     def record(shared: SharedInput, texts: list[Tensor]) -> None:
-        factor = multipliers[shared]
-        observers[shared].update(*(texts if factor is None else (text * factor for text in texts)))
+        factor, rotation = multipliers[shared], (rotations or {}).get(shared)
+        observers[shared].update(*(as_read(text, factor, rotation) for text in texts))
 
     if not each_input(model, list(bounds), batches, record):
         raise DataError(

@@ -21,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from quantkit.encoder import unroll
 from quantkit.errors import CheckpointError, DependencyError
 from quantkit.files import read_json
-from quantkit.packed import FORMAT, METADATA, WEIGHTS, empty_modules, read_tensors
+from quantkit.packed import FORMAT, METADATA, WEIGHTS, empty_modules, read_tensors, rotations_of
 from quantkit.placement import Plan, swap
 from quantkit.recipe import parse_recipe
 
@@ -73,7 +73,8 @@ class QuantkitQuantizer(HfQuantizer):
         metadata = read_json(folder / METADATA)
         plan = Plan.from_json(metadata["plan"])
         recipe = parse_recipe(metadata["recipe"], str(folder / METADATA))
-        swap(model, empty_modules(model, plan, recipe, read_tensors(folder / WEIGHTS)))
+        tensors, rotations = read_tensors(folder / WEIGHTS), rotations_of(metadata)
+        swap(model, empty_modules(model, plan, recipe, tensors, rotations))
         return model
 
     @property

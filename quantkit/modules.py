@@ -7,6 +7,7 @@ elsewhere and handed in as tensors.
 import torch
 from torch import Tensor, nn
 
+from quantkit.algorithms.hadamard import as_read
 from quantkit.integers import Integers, unpack_nibbles, widened
 from quantkit.numerics import (
     asymmetric_grid,
@@ -21,7 +22,7 @@ __all__ = ["InputQuantizer", "QuantEmbedding", "QuantLinear", "Quantizer", "Toke
 
 
 class Quantizer(nn.Module):
-    """Codes of a Linear's input, after an optional channel multiplier.
+    """Codes of a Linear's input, after an optional channel multiplier and Hadamard rotation.
 
     Linears that read the same tensor (query, key and value) share one of these: the first
     owns it as its submodule `input`, the others refer to it.
@@ -29,18 +30,23 @@ class Quantizer(nn.Module):
 
     multiplier: Tensor | None
 
-    def __init__(self, multiplier: Tensor | None, bits: int) -> None:
+    def __init__(self, multiplier: Tensor | None, bits: int, rotation: int | None = None) -> None:
         super().__init__()
         self.register_buffer("multiplier", multiplier)
+        self.rotation = rotation
         self.grid = asymmetric_grid(bits)
         self.bits = bits
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes of `x` [..., in] as uint8 [..., in], their scale and zero point."""
-        return self.codes(x if self.multiplier is None else x * self.multiplier)
+        return self.codes(self.as_read(x))
+
+    def as_read(self, x: Tensor) -> Tensor:
+        """`x` [..., in] as it is put on the grid: multiplied, then rotated."""
+        return as_read(x, self.multiplier, self.rotation)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of an `x` that is multiplied already."""
+        """The same of an `x` that is multiplied and rotated already."""
         raise NotImplementedError
 
 
@@ -52,20 +58,26 @@ class InputQuantizer(Quantizer):
         zero_point: uint8 scalar.
         multiplier: float32 [in], the reciprocal of the smoothing vector; None without.
         bits: of the codes, which uint8 carries.
+        rotation: the block of the Hadamard rotation; None without.
     """
 
     scale: Tensor
     zero_point: Tensor
 
     def __init__(
-        self, scale: Tensor, zero_point: Tensor, multiplier: Tensor | None, bits: int = 8
+        self,
+        scale: Tensor,
+        zero_point: Tensor,
+        multiplier: Tensor | None,
+        bits: int = 8,
+        rotation: int | None = None,
     ) -> None:
-        super().__init__(multiplier, bits)
+        super().__init__(multiplier, bits, rotation)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes of a multiplied `x` [..., in], the scalar scale and zero point."""
+        """Codes of an `x` [..., in] as it is read, the scalar scale and zero point."""
         return quantize(x, self.scale, self.zero_point, self.grid), self.scale, self.zero_point
 
 
@@ -77,13 +89,16 @@ class TokenQuantizer(Quantizer):
     Args:
         multiplier: float32 [in], the reciprocal of the smoothing vector; None without.
         bits: of the codes, which uint8 carries around a zero point in the middle.
+        rotation: the block of the Hadamard rotation; None without.
     """
 
-    def __init__(self, multiplier: Tensor | None, bits: int = 8) -> None:
-        super().__init__(multiplier, bits)
+    def __init__(
+        self, multiplier: Tensor | None, bits: int = 8, rotation: int | None = None
+    ) -> None:
+        super().__init__(multiplier, bits, rotation)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes of a multiplied `x` [..., in], scales [..., 1] and the scalar zero point."""
+        """Codes of an `x` [..., in] as it is read, scales [..., 1] and the scalar zero point."""
         bound = x.abs().amax(-1, keepdim=True)
         scale, _ = scale_and_zero_point(-bound, bound, symmetric_grid(self.bits))
         zero_point = torch.full((), centre(self.grid), dtype=self.grid.dtype, device=x.device)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from quantkit.algorithms.hadamard import as_read
 from quantkit.calibration import Batch, each_input
 from quantkit.encoder import SharedInput
 from quantkit.modules import InputQuantizer, TokenQuantizer
@@ -20,10 +21,11 @@ __all__ = ["InputMoments", "MomentCollector", "in_turns", "spread"]
 class InputMoments:
     """Second moments over tokens, with the means E[x] and E[x̂].
 
-    x is a smoothed tensor of the float model, x̂ what is read in its place: x on its grid, or,
-    of a pair, what the quantized layers before make of the text, on that grid. A pair has
-    E[x̂ x̂ᵀ] and E[x x̂ᵀ]. Otherwise there is E[x xᵀ] alone: for rounding without compensation it
-    measured better than E[x̂ x̂ᵀ], which takes the grid's noise for directions of the input.
+    x is a smoothed (and rotated) tensor of the float model, x̂ what is read in its place: x on
+    its grid, or, of a pair, what the quantized layers before make of the text, on that grid. A
+    pair has E[x̂ x̂ᵀ] and E[x x̂ᵀ]. Otherwise there is E[x xᵀ] alone: for rounding without
+    compensation it measured better than E[x̂ x̂ᵀ], which takes the grid's noise for directions of
+    the input.
     """
 
     def __init__(self, width: int, *, paired: bool) -> None:
@@ -70,6 +72,7 @@ class MomentCollector:
     Args:
         model: float.
         multipliers: of the smoothing, [in] or None, by input.
+        rotations: blocks of those inputs that are rotated.
         folded: inputs whose multiplier the quantized Linear before them has applied already.
         quantizers: of the inputs, None where they stay in float.
         batches: the calibration texts.
@@ -79,12 +82,14 @@ class MomentCollector:
         self,
         model: nn.Module,
         multipliers: Mapping[SharedInput, Tensor | None],
+        rotations: Mapping[SharedInput, int],
         folded: Collection[SharedInput],
         quantizers: Mapping[SharedInput, InputQuantizer | TokenQuantizer | None],
         batches: Sequence[Batch],
     ) -> None:
         self._model = model
         self._multipliers = multipliers
+        self._rotations = rotations
         self._folded = folded
         self._quantizers = quantizers
         self._batches = batches
@@ -108,11 +113,11 @@ class MomentCollector:
         exact: dict[SharedInput, Tensor] = {}
 
         def keep(shared: SharedInput, texts: list[Tensor]) -> None:
-            exact[shared] = self._smoothed(shared, texts)
+            exact[shared] = self._prepared(shared, texts, self._multipliers[shared])
 
         def record(shared: SharedInput, texts: list[Tensor]) -> None:
             done = working is not None and shared in self._folded
-            arrived = torch.cat(texts) if done else self._smoothed(shared, texts)
+            arrived = self._prepared(shared, texts, None if done else self._multipliers[shared])
             moments[shared].update(exact.pop(shared, arrived), self._read(shared, arrived))
 
         for batch in self._batches:
@@ -121,14 +126,15 @@ class MomentCollector:
             each_input(working or self._model, inputs, [batch], record, until_last=True)
         return moments
 
-    def _smoothed(self, shared: SharedInput, texts: list[Tensor]) -> Tensor:
-        rows, multiplier = torch.cat(texts), self._multipliers[shared]
-        return rows if multiplier is None else rows * multiplier
+    def _prepared(
+        self, shared: SharedInput, texts: list[Tensor], multiplier: Tensor | None
+    ) -> Tensor:
+        return as_read(torch.cat(texts), multiplier, self._rotations.get(shared))
 
-    def _read(self, shared: SharedInput, smoothed: Tensor) -> Tensor:
+    def _read(self, shared: SharedInput, prepared: Tensor) -> Tensor:
         """The values that the input's codes stand for."""
         quantizer = self._quantizers[shared]
-        return smoothed if quantizer is None else dequantize(*quantizer.codes(smoothed))
+        return prepared if quantizer is None else dequantize(*quantizer.codes(prepared))
 
 
 def in_turns(

@@ -7,6 +7,7 @@ config.json            the model's, with quantization_config {quant_method: quan
 tokenizer.json ...     the tokenizer's files
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ __all__ = [
     "empty_modules",
     "load_packed",
     "read_tensors",
+    "rotations_of",
     "save_packed",
 ]
 
@@ -111,7 +113,7 @@ def load_packed(folder: str | Path) -> Packed:
     model = unroll(getattr(transformers, config.architectures[0])._from_config(config))
     _drop_pooler(model, tensors)
     recipe = parse_recipe(metadata["recipe"], str(folder / METADATA))
-    swap(model, empty_modules(model, plan, recipe, tensors))
+    swap(model, empty_modules(model, plan, recipe, tensors, rotations_of(metadata)))
     if odd := sorted(_distinct(model).keys() ^ tensors.keys()):
         raise CheckpointError(
             f"{folder / WEIGHTS} does not fit its {METADATA}: {odd[0]} is in only one of them. "
@@ -129,9 +131,16 @@ def load_packed(folder: str | Path) -> Packed:
 
 
 def empty_modules(
-    model: nn.Module, plan: Plan, recipe: Recipe, tensors: dict[str, Tensor]
+    model: nn.Module,
+    plan: Plan,
+    recipe: Recipe,
+    tensors: dict[str, Tensor],
+    rotations: Mapping[str, int],
 ) -> dict[str, nn.Module]:
-    """Quantized modules of the shapes and dtypes that the checkpoint holds, by module name."""
+    """Quantized modules of the shapes and dtypes that the checkpoint holds, by module name.
+
+    `rotations` are those of `rotations_of`.
+    """
     encoder = describe(model)
     stored = _Stored(tensors)
     modules: dict[str, nn.Module] = {
@@ -140,8 +149,15 @@ def empty_modules(
         if (bits := plan.bits(name)) is not None
     }
     for calls in quantized_calls(encoder, plan):
-        modules |= _empty_linears(calls, plan, recipe, stored)
+        rotation = rotations.get(calls[0].linears[0])
+        modules |= _empty_linears(calls, plan, recipe, stored, rotation)
     return modules
+
+
+def rotations_of(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """The block of each rotated input, by its first Linear, from a checkpoint's `METADATA`."""
+    decisions = metadata.get("decisions", [])
+    return {d["linears"][0]: int(d["rotation"]) for d in decisions if d.get("rotation")}
 
 
 @dataclass(frozen=True)
@@ -174,12 +190,16 @@ def _empty_embedding(name: str, bits: int, stored: _Stored) -> QuantEmbedding:
 
 
 def _empty_linears(
-    calls: tuple[SharedInput, ...], plan: Plan, recipe: Recipe, stored: _Stored
+    calls: tuple[SharedInput, ...],
+    plan: Plan,
+    recipe: Recipe,
+    stored: _Stored,
+    rotation: int | None,
 ) -> dict[str, nn.Module]:
     """The Linears of the same weights, which are stored under the first call's names."""
     multiplier = stored.maybe(f"{calls[0].linears[0]}.input.multiplier")
     quantizers = [
-        _empty_quantizer(f"{shared.linears[0]}.input", recipe, multiplier, stored)
+        _empty_quantizer(f"{shared.linears[0]}.input", recipe, multiplier, rotation, stored)
         for shared in calls
     ]
     modules: dict[str, nn.Module] = {}
@@ -194,15 +214,19 @@ def _empty_linears(
 
 
 def _empty_quantizer(
-    prefix: str, recipe: Recipe, multiplier: Tensor | None, stored: _Stored
+    prefix: str,
+    recipe: Recipe,
+    multiplier: Tensor | None,
+    rotation: int | None,
+    stored: _Stored,
 ) -> InputQuantizer | TokenQuantizer | None:
     bits = recipe.activations.bits
     if bits == 16:
         return None
     if recipe.activations.per == "token":
-        return TokenQuantizer(multiplier, bits)
+        return TokenQuantizer(multiplier, bits, rotation)
     scale, zero_point = (stored.like(f"{prefix}.{part}") for part in ("scale", "zero_point"))
-    return InputQuantizer(scale, zero_point, multiplier, bits)
+    return InputQuantizer(scale, zero_point, multiplier, bits, rotation)
 
 
 def _distinct(model: nn.Module) -> dict[str, Tensor]:

@@ -71,6 +71,9 @@ class Activations:
     bits    16 leaves them in float: only weights are quantized. 4 is experimental.
     per     `tensor`: one static scale, calibrated. `token`: each token's own, when it runs;
             symmetric, and the calibrator has nothing to do
+    rotation  `hadamard`: inputs are turned before their grid, and weights with them, so that no
+            channel is much wider than the others; see `algorithms.hadamard`. An operator more
+            for each input, and no gain on the encoder that was measured: compare before use
     scope   `inputs` of Linears, what integer kernels run; `all` puts every tensor of the forward
             pass on the grid (residual sums, attention scores, softmax, GELU, norms), which only
             studies want: such a model is measured, but not exported. `skip` then keeps weights
@@ -84,6 +87,7 @@ class Activations:
     per: Literal["tensor", "token"] = "tensor"
     symmetric: bool = False
     calibrator: Annotated[Calibrator, Named] = Field(default_factory=MinMax)
+    rotation: Literal["hadamard"] | None = None
     scope: Literal["inputs", "all"] = "inputs"
     groups: Positive | None = None
     ordered: bool = False
@@ -94,6 +98,12 @@ class Activations:
             raise ValueError(
                 "`scope: all` has one static grid for each tensor: write `bits: 8` or `bits: 4`, "
                 "and `per: tensor`"
+            )
+        if self.rotation is not None and (self.bits == 16 or self.scope == "all"):
+            why = "16-bit inputs have no grid" if self.bits == 16 else "`scope: all` has none"
+            raise ValueError(
+                f"`rotation: {self.rotation}` turns the quantized inputs of Linears, and {why}: "
+                f"write `rotation: null`, or `bits: 8` or `bits: 4` with `scope: inputs`"
             )
         if self.groups is not None and self.scope != "all":
             raise ValueError("`groups` needs `scope: all`: integer kernels have one scale a tensor")

@@ -56,6 +56,7 @@ def search(
     candidates: Iterable[tuple[float, Tensor]],
     input_grid: Grid,
     coarsened: Callable[[Tensor], Tensor],
+    rotated: Callable[[Tensor], Tensor] | None = None,
 ) -> Smoothed:
     """The vector whose quantized product `rows @ weight.T` is nearest to the exact one.
 
@@ -65,6 +66,8 @@ def search(
         candidates: settings and their vectors [in].
         input_grid: per-tensor grid of each input, whose range is that of all its channels.
         coarsened: a smoothed weight as its own rounding will about leave it.
+        rotated: what turns the smoothed inputs and, likewise, the rows of the smoothed weight;
+            the range of an input is then that of its turned sample.
 
     Raises:
         ValueError: no candidates.
@@ -72,9 +75,10 @@ def search(
     exact = [call.rows @ weight.T for call in calls]
     best: Smoothed | None = None
     for setting, vector in candidates:
-        coarse = coarsened(weight * vector)
+        smoothed = weight * vector
+        coarse = coarsened(smoothed if rotated is None else rotated(smoothed))
         errors = [
-            _error(call, product, vector, coarse, input_grid)
+            _error(_read(call, vector, rotated), product, coarse, input_grid)
             for call, product in zip(calls, exact, strict=True)
         ]
         error = sum(errors) / len(errors)
@@ -85,10 +89,19 @@ def search(
     return best
 
 
-def _error(call: Observed, exact: Tensor, vector: Tensor, coarse: Tensor, grid: Grid) -> float:
+def _read(call: Observed, vector: Tensor, rotated: Callable[[Tensor], Tensor] | None) -> Observed:
+    """What was seen of a tensor as it is after smoothing, and rotation if there is one."""
+    if rotated is None:
+        return Observed(*(part / vector for part in call))
+    rows = rotated(call.rows / vector)
+    # A rotated channel's extremes do not follow from the channels' own.
+    return Observed(rows, rows.amin(0), rows.amax(0))
+
+
+def _error(read: Observed, exact: Tensor, coarse: Tensor, grid: Grid) -> float:
     """Mean relative squared error of one call's product with the `coarse` weight [out, in]."""
-    extremes = (call.low / vector).amin(), (call.high / vector).amax()
-    rows = fake_quantize(call.rows / vector, *scale_and_zero_point(*extremes, grid), grid)
+    extremes = read.low.amin(), read.high.amax()
+    rows = fake_quantize(read.rows, *scale_and_zero_point(*extremes, grid), grid)
     residual = (rows @ coarse.T - exact).square().sum(1)
     # Relative to each row: a massive token would otherwise outvote all others, though the
     # LayerNorm that follows brings every token to one scale.

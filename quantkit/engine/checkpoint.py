@@ -84,7 +84,8 @@ def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
     """Read a folder with `quantkit.safetensors`, or else a Hugging Face float model's.
 
     Raises:
-        CheckpointError: neither is there, or it is of a newer format or a family not known.
+        CheckpointError: neither is there, it is of a newer format or a family not known, or its
+            inputs are rotated.
     """
     if not (folder / "config.json").is_file():
         raise CheckpointError(
@@ -97,6 +98,12 @@ def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
     metadata = _metadata(folder) if packed else {}
     tensors = read_tensors(folder / WEIGHTS) if packed else _float_tensors(folder, type(skeleton))
     activations = metadata.get("recipe", {}).get("activations", {})
+    if activations.get("rotation") is not None:
+        raise CheckpointError(
+            f"{folder} has activations.rotation {activations['rotation']!r}, which the engine has "
+            f"no kernel for. Use its ONNX file or quantkit.load_packed, or quantize again with "
+            f"--set activations.rotation=null."
+        )
     limit = metadata.get("max_length")
     modules = dict(skeleton.named_modules())
     norms = [plan.embedding.norm]

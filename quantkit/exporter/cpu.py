@@ -91,9 +91,7 @@ class CpuEmitter(PlainEmitter):
         name, quantizer = shared.linears[0], modules[0].input_quantizer
         if quantizer is None:
             raise ValueError(f"{name} reads floats")
-        if (multiplier := quantizer.multiplier) is not None:
-            vector = self._initializers.tensor(f"{name}.input.multiplier", multiplier)
-            x = self._graph.add("Mul", x, vector)
+        x = self.as_read(shared, quantizer, x)
         if isinstance(quantizer, InputQuantizer):
             codes, scale, zero_point = self._static(shared, quantizer, x)
         else:

@@ -134,8 +134,7 @@ class CudaEmitter(PlainEmitter):
                 f"recipe `activations: {{symmetric: true}}`), or export with --target cpu."
             )
         x = graph.add("Cast", x, to=single)
-        if (multiplier := quantizer.multiplier) is not None:
-            x = graph.add("Mul", x, graph.constant(f"{name}.input.multiplier", array(multiplier)))
+        x = self.as_read(linears.shared, quantizer, x)
         x = self.clipped(linears.shared, quantizer, x)
         scale = graph.constant(f"{name}.input.scale", array(quantizer.scale))
         zero = graph.constant("zero_code", np.int8(0))

@@ -41,9 +41,9 @@ class Initializers:
         self._stored: dict[tuple[object, ...], str] = {}
         self._made: dict[tuple[str, str], str] = {}
 
-    def tensor(self, name: str, tensor: Tensor) -> str:
-        """An initializer with the values of one of the model's tensors."""
-        return self._once(name, [tensor], array(tensor))
+    def tensor(self, name: str, tensor: Tensor, kind: "np.dtype[Any] | None" = None) -> str:
+        """An initializer with the values of one of the model's tensors; floats may be of `kind`."""
+        return self._once(name, [tensor], array(tensor), kind=kind)
 
     def float_weight(self, name: str, modules: Sequence[nn.Linear]) -> str:
         """Float weights of Linears side by side [in, out]."""
@@ -123,13 +123,20 @@ class Initializers:
             self._made[key] = self._graph.add(operator, *inputs, **attributes)
         return self._made[key]
 
-    def _once(self, name: str, tensors: Sequence[Tensor], values: np.ndarray, bits: int = 8) -> str:
+    def _once(
+        self,
+        name: str,
+        tensors: Sequence[Tensor],
+        values: np.ndarray,
+        bits: int = 8,
+        kind: "np.dtype[Any] | None" = None,
+    ) -> str:
         """An initializer of `values`, which are made of the model's `tensors` and nothing else."""
         memory = tuple((tensor.data_ptr(), tensor.shape) for tensor in tensors)
         key = (name.rpartition(".")[2], values.shape, *memory)
         if key not in self._stored:
             if values.dtype == np.float32:
-                values = as_floats(name, values, self.floats)
+                values = as_floats(name, values, kind or self.floats)
             write = self._graph.nibbles if bits == 4 else self._graph.constant
             self._stored[key] = write(name, values)
         return self._stored[key]

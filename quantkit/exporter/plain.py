@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 from torch import nn
 
+from quantkit.algorithms.hadamard import hadamard
 from quantkit.encoder import SharedInput
 from quantkit.errors import CheckpointError
 from quantkit.exporter.graph import GraphWriter
 from quantkit.exporter.initializers import Initializers, array
 from quantkit.exporter.names import product_name
 from quantkit.exporter.tables import TableWriter
-from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear
+from quantkit.modules import InputQuantizer, QuantEmbedding, Quantizer, QuantLinear
 
 __all__ = ["Linears", "PlainEmitter", "gelu_of"]
 
@@ -89,6 +90,23 @@ class PlainEmitter:
         if not bias:
             return graph.add("MatMul", x, weight, name=name)
         return graph.add("Add", graph.add("MatMul", x, weight), bias, name=name)
+
+    def as_read(self, shared: SharedInput, quantizer: Quantizer, x: str) -> str:
+        """`x`, float32 [batch, length, in], times the multiplier, then rotated block by block."""
+        graph, name = self._graph, f"{shared.linears[0]}.input.multiplier"
+        if (multiplier := quantizer.multiplier) is not None:
+            vector = self._initializers.tensor(name, multiplier, np.dtype(np.float32))
+            x = graph.add("Mul", x, vector)
+        if (block := quantizer.rotation) is None:
+            return x
+        width = self._inputs(shared)
+        matrix = graph.constant(f"hadamard_{block}", array(hadamard(block)))
+        apart = graph.constant(
+            f"blocks_apart_{width}_{block}", np.array([0, 0, width // block, block])
+        )
+        together = graph.constant(f"blocks_together_{width}", np.array([0, 0, width]))
+        turned = graph.add("MatMul", graph.add("Reshape", x, apart), matrix)
+        return graph.add("Reshape", turned, together)
 
     def clipped(self, shared: SharedInput, quantizer: InputQuantizer, x: str) -> str:
         """`x` within the range of codes of less than 8 bits, where QuantizeLinear does not clip."""
@@ -164,6 +182,11 @@ class PlainEmitter:
         """Outputs of all Linears side by side."""
         modules = [self._model.get_submodule(name) for name in shared.linears]
         return sum(_outputs(module) for module in modules)
+
+    def _inputs(self, shared: SharedInput) -> int:
+        """Channels that quantized Linears read."""
+        module = self._model.get_submodule(shared.linears[0])
+        return module.integers.shape[1] if isinstance(module, QuantLinear) else 0
 
     def _apart(self, x: str, heads: int, width: int, order: Sequence[int]) -> str:
         """[batch, length, width] as heads, with the axes in `order`."""

@@ -62,10 +62,7 @@ class PortableEmitter(PlainEmitter):
                 f"portable target's are symmetric. Quantize again with --target portable (in a "
                 f"recipe `activations: {{symmetric: true}}`), or export with --target cpu."
             )
-        if (multiplier := quantizer.multiplier) is not None:
-            x = graph.add(
-                "Mul", x, self._initializers.tensor(f"{name}.input.multiplier", multiplier)
-            )
+        x = self.as_read(linears.shared, quantizer, x)
         scale = graph.constant(f"{name}.input.scale", array(quantizer.scale))
         x = self.clipped(linears.shared, quantizer, x)
         zero = graph.constant("zero_code", np.int8(0))

@@ -5,12 +5,18 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from quantkit.calibration import Batch, InputStatistics, collect_observed, extremes
+from quantkit.calibration import (
+    Batch,
+    InputStatistics,
+    collect_observed,
+    extremes,
+    rotated_extremes,
+)
 from quantkit.calibrators import Observed
 from quantkit.encoder import SharedInput
 from quantkit.modules import InputQuantizer, TokenQuantizer
 from quantkit.numerics import asymmetric_grid, static_grid, symmetric_grid
-from quantkit.ptq.smoothing import Smoothing
+from quantkit.ptq.smoothing import Smoothing, linear_of, rotations_of
 from quantkit.recipe import Activations, Recipe
 
 __all__ = [
@@ -20,6 +26,7 @@ __all__ = [
     "calibrated",
     "clipping_notes",
     "input_readers",
+    "rotation_notes",
 ]
 
 # Above this share of texts with a clipped token, a calibrator is suspected of cutting off
@@ -35,10 +42,11 @@ class InputDecision:
     bits: int  # of the weights
     smoothing: float | None  # SmoothQuant's alpha, or the share of the range; None without
     folded: bool  # the smoothing vector moved into the producer
-    low: float | None  # range of the grid, after smoothing; None where it is each token's own
+    low: float | None  # range of the grid, as it is read; None where it is each token's own
     high: float | None
     clipped_texts: float  # share of calibration texts with a value outside the range
     error: float  # mean relative squared error of the product, weights and inputs quantized
+    rotation: int | None = None  # block of the Hadamard rotation; None without
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,27 @@ def input_readers(
     if slot.bits == 16:
         return {shared: Reader(None) for shared in statistics}
     if slot.per == "token":
-        return {shared: Reader(TokenQuantizer(left[shared], slot.bits)) for shared in statistics}
-    bounds = {shared: extremes(statistics[shared], multipliers[shared]) for shared in statistics}
-    observed = collect_observed(model, bounds, multipliers, batches, slot.calibrator)
+        return {
+            shared: Reader(TokenQuantizer(left[shared], slot.bits, smoothing[shared].rotation))
+            for shared in statistics
+        }
+    rotations = rotations_of(smoothing)
+    turned = rotated_extremes(model, multipliers, rotations, batches)
+    bounds = {
+        shared: turned.get(shared) or extremes(statistics[shared], multipliers[shared])
+        for shared in statistics
+    }
+    observed = collect_observed(model, bounds, multipliers, batches, slot.calibrator, rotations)
     readers = {}
     for shared, seen in observed.items():
         found = calibrated(seen, slot, symmetric=slot.symmetric)
-        quantizer = InputQuantizer(found.scale[0], found.zero_point[0], left[shared], slot.bits)
+        quantizer = InputQuantizer(
+            found.scale[0],
+            found.zero_point[0],
+            left[shared],
+            slot.bits,
+            smoothing[shared].rotation,
+        )
         low, high = float(found.low), float(found.high)
         readers[shared] = Reader(quantizer, low, high, found.clipped_texts)
     return readers
@@ -115,4 +137,19 @@ def clipping_notes(decisions: Sequence[InputDecision], recipe: Recipe) -> list[s
         f"the calibration texts at {len(clipped)} of {len(decisions)} inputs (most: "
         f"{worst.clipped_texts:.0%} at {worst.linears[0]}). Massive activations carry meaning in "
         f"BERT: `calibrator: {{name: minmax}}` keeps them."
+    ]
+
+
+def rotation_notes(model: nn.Module, decisions: Sequence[InputDecision]) -> list[str]:
+    """What the rotations of a model's inputs cost, beside the products that read them."""
+    turned = [decision for decision in decisions if decision.rotation]
+    if not turned:
+        return []
+    weights = [linear_of(model, name).weight for d in decisions for name in d.linears]
+    widths = [linear_of(model, d.linears[0]).in_features * (d.rotation or 0) for d in turned]
+    products = sum(weight.numel() for weight in weights)
+    return [
+        f"{len(turned)} inputs are rotated by a Hadamard matrix where they are read: "
+        f"{sum(widths):,} multiplications in float beside {products:,} in integers, if every "
+        f"Linear reads one token."
     ]

@@ -14,7 +14,7 @@ from quantkit.encoder import SharedInput, describe, unroll
 from quantkit.errors import CheckpointError, DataError, RecipeError
 from quantkit.placement import Plan, decide, quantized_calls, quantized_inputs, swap
 from quantkit.ptq.embeddings import embeddings
-from quantkit.ptq.inputs import InputDecision, clipping_notes, input_readers
+from quantkit.ptq.inputs import InputDecision, clipping_notes, input_readers, rotation_notes
 from quantkit.ptq.resume import LayerStore, fingerprint
 from quantkit.ptq.smoothing import Smoothing, folds, linear_of, smooth
 from quantkit.ptq.weights import Progress, WeightMaker
@@ -119,13 +119,14 @@ def quantize(
             readers[shared].high,
             readers[shared].clipped_texts,
             _error(unrolled, result, shared, statistics[shared].rows, smoothing),
+            smoothing[shared].rotation,
         )
         for shared in inputs
     )
     nn.Module.float(result)  # what stays in float; checkpoints are often loaded in 16 bits
     if trimmed:
         result.config.vocab_size -= trimmed
-    notes = tuple(clipping_notes(decisions, recipe))
+    notes = (*clipping_notes(decisions, recipe), *rotation_notes(unrolled, decisions))
     vectors = {
         shared.linears[0]: each.vector
         for shared, each in smoothing.items()

@@ -24,7 +24,7 @@ from quantkit.numerics import Grid, symmetric_grid
 from quantkit.placement import Plan, swap
 from quantkit.ptq.inputs import Reader
 from quantkit.ptq.resume import LayerStore
-from quantkit.ptq.smoothing import Smoothing, folds, linear_of
+from quantkit.ptq.smoothing import Smoothing, folds, linear_of, rotations_of
 from quantkit.recipe import Recipe, Weights
 
 __all__ = ["Progress", "WeightMaker", "check_group", "rounded", "weight_grid"]
@@ -134,6 +134,7 @@ class WeightMaker:
         collector = MomentCollector(
             self.model,
             {shared: self.smoothing[shared].multiplier for shared in inputs},
+            rotations_of(self.smoothing),
             {shared for shared in inputs if self.smoothing[shared].folded},
             {shared: self.readers[shared].quantizer for shared in inputs},
             self._texts(turn),
@@ -157,9 +158,7 @@ class WeightMaker:
         made = []
         for name in together[0].linears:
             linear = linear_of(self.model, name)
-            weight = linear.weight.detach().float()
-            vector = self.smoothing[together[0]].vector
-            weight = weight if vector is None else weight * vector
+            weight = self.smoothing[together[0]].weight(linear.weight.detach().float())
             target = self._target(weight, hessian, moments)
             integers = rounded(name, target, self._bits(together), self.recipe, importance, hessian)
             bias = None if linear.bias is None else linear.bias.detach().float().clone()
@@ -189,11 +188,10 @@ class WeightMaker:
         return bits
 
     def _importance(self, together: Sequence[SharedInput]) -> Tensor:
-        """Mean square of each smoothed input channel [in], over sampled rows."""
-        squares = torch.stack([self.statistics[s].rows.square().mean(0) for s in together])
-        multiplier = self.smoothing[together[0]].multiplier
-        mean = squares.mean(0)
-        return mean if multiplier is None else mean * multiplier.square()
+        """Mean square of each input channel [in] as it is read, over sampled rows."""
+        smoothing = self.smoothing[together[0]]
+        rows = [smoothing.inputs(self.statistics[shared].rows) for shared in together]
+        return torch.stack([each.square().mean(0) for each in rows]).mean(0)
 
 
 def rounded(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from quantkit.algorithms.hadamard import as_read
 from quantkit.algorithms.trained_ranges import Ema, Lsq, Ranges
 from quantkit.encoder import SharedInput, describe, unroll
 from quantkit.errors import CheckpointError, RecipeError
@@ -33,9 +34,9 @@ def prepare(model: PreTrainedModel, quantized: Quantized, ranges: Ranges) -> Pre
     """A trainable model that starts as `quantized`; neither argument is changed.
 
     In the place of every quantized module stands a trainable one of `quantkit.qat.modules`. Its
-    weight is the float model's, smoothed as the quantized one's is, and moved into the rounding
-    cells of the codes: in eval mode and without gradients, the answers are `quantized.model`'s
-    bit for bit. What is not quantized is `quantized.model`'s own, copied.
+    weight is the float model's, smoothed and rotated as the quantized one's is, and moved into
+    the rounding cells of the codes: in eval mode and without gradients, the answers are
+    `quantized.model`'s bit for bit. What is not quantized is `quantized.model`'s own, copied.
 
     It is an ordinary model in eval mode: train it in any loop with `parameter_groups`, call
     `set_progress` before each step, and end with `pack`.
@@ -150,8 +151,9 @@ class _Maker:
         integers = self._start(name).integers
         weight = linear.weight.detach().float()
         _check_shape(name, weight, integers)
-        vector = self.quantized.vectors.get(shared.linears[0])
-        weight = weight if vector is None else weight * vector
+        quantizer = self._start(name).input_quantizer
+        rotation = None if quantizer is None else quantizer.rotation
+        weight = as_read(weight, self.quantized.vectors.get(shared.linears[0]), rotation)
         weight = weight if factor is None else weight * factor[:, None]
         return into_cells(weight, integers.codes, _step(integers))
 

@@ -51,7 +51,7 @@ class FakeQuantInput(Quantizer):
     def __init__(
         self, start: InputQuantizer, ranges: Ranges, *, symmetric: bool, tokens: TokenMask
     ) -> None:
-        super().__init__(_copied(start.multiplier), start.bits)
+        super().__init__(_copied(start.multiplier), start.bits, start.rotation)
         learned = isinstance(ranges, Lsq)
         self.register_buffer("base_scale", start.scale.clone())
         self.register_buffer("base_zero", start.zero_point.float())
@@ -76,14 +76,16 @@ class FakeQuantInput(Quantizer):
         return self.base_zero + self.offset * (self.grid.qmax - self.grid.qmin)
 
     def fake(self, x: Tensor) -> Tensor:
-        """`x` [..., in], multiplied and put on the grid, as float32."""
-        self.ran = True
+        """`x` [..., in], multiplied, rotated and put on the grid, as float32."""
+        self.ran, multiplier = True, self.multiplier
+        if self.rotation is not None:
+            x, multiplier = self.as_read(x.float()), None
         if self.watch is not None and self.training:
-            self.watch.note(x.detach(), self.multiplier)
-        return fake_input(x, self.scale, self.zero_point, self.grid, self.multiplier)
+            self.watch.note(x.detach(), multiplier)
+        return fake_input(x, self.scale, self.zero_point, self.grid, multiplier)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes of a multiplied `x` [..., in], the scalar scale and zero point."""
+        """Codes of an `x` [..., in] as it is read, the scalar scale and zero point."""
         self.ran = True
         return self.packed().codes(x.float())
 
@@ -93,28 +95,29 @@ class FakeQuantInput(Quantizer):
         whole = torch.round(self.zero_point).clamp(self.grid.qmin, self.grid.qmax)
         scale = self.scale.detach().clone()
         zero_point = whole.to(self.grid.dtype)
-        return InputQuantizer(scale, zero_point, _copied(self.multiplier), self.bits)
+        multiplier = _copied(self.multiplier)
+        return InputQuantizer(scale, zero_point, multiplier, self.bits, self.rotation)
 
 
 class FakeQuantToken(TokenQuantizer):
     """An input whose tokens have a scale each: nothing to learn."""
 
     def __init__(self, start: TokenQuantizer) -> None:
-        super().__init__(_copied(start.multiplier), start.bits)
+        super().__init__(_copied(start.multiplier), start.bits, start.rotation)
         self.ran = False  # whether a forward pass came by
         self.handed = Handed()
 
     def fake(self, x: Tensor) -> Tensor:
-        """`x` [..., in], multiplied and put on each token's grid, as float32."""
+        """`x` [..., in], multiplied, rotated and put on each token's grid, as float32."""
         self.ran = True
-        smoothed = x.float() if self.multiplier is None else x.float() * self.multiplier
+        read = self.as_read(x.float())
         with torch.no_grad():
-            _, scale, zero_point = self.codes(smoothed)
-        return fake_quantize(smoothed, scale, zero_point, self.grid)
+            _, scale, zero_point = self.codes(read)
+        return fake_quantize(read, scale, zero_point, self.grid)
 
     def packed(self) -> TokenQuantizer:
         """The same as it is deployed."""
-        return TokenQuantizer(_copied(self.multiplier), self.bits)
+        return TokenQuantizer(_copied(self.multiplier), self.bits, self.rotation)
 
 
 FakeReader = FakeQuantInput | FakeQuantToken
