@@ -24,6 +24,7 @@ from quantkit.packed import save_packed
 from quantkit.ptq import Quantized
 from quantkit.tokenization import Inputs
 from tests.conftest import ROWS
+from tests.interpreter import correct_bfloat16
 from tests.models import FAMILIES, HEADS, answers_of, quantized, small_model
 
 W4 = {"weights": {"bits": 4, "per": "group", "group": 32}}
@@ -110,10 +111,11 @@ def test_float_models_answer_as_in_torch(
     arrays = arrays_of([3, 17, 9, 1], padding=int(model.config.pad_token_id or 0))
     wanted = expected(model, arrays)
     np.testing.assert_allclose(backend_of(folder, "float32").run(arrays), wanted, atol=2e-5)
-    # Triton 3.6's interpreter gets bfloat16 and float8 wrong.
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    others = () if interpreted else (("bfloat16", 0.05), ("float8", 0.25))
-    for precision, tolerance in (("float16", 0.01), *others):
+    others: tuple[tuple[str, float], ...] = (("float8", 0.25),)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        correct_bfloat16()
+        others = ()  # its float8 is wrong, too: see docs/architecture.md
+    for precision, tolerance in (("float16", 0.01), ("bfloat16", 0.05), *others):
         found = backend_of(folder, precision).run(arrays)
         assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max(), precision
         assert not np.array_equal(found, wanted)
