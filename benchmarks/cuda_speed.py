@@ -7,7 +7,9 @@ It needs torch, Triton and transformers, no network and no datasets: `cuda_prepa
 tokens beforehand. Each candidate has a process of its own. What is measured lies in FOLDER, so
 that runs of at most `--minutes` each go on from one another; when nothing is left to measure, the
 report is written. Answers on all texts are kept too: with `--models` of fine-tuned checkpoints
-`cuda_accuracy.py` scores them. (A script called cuda.py would hide NVIDIA's package `cuda`.)
+`cuda_accuracy.py` scores them. ONNX Runtime's candidates need onnxruntime-gpu and files of
+`quantkit export --target cuda` in `--models`; else they are left out, and the result says why.
+(A script called cuda.py would hide NVIDIA's package `cuda`.)
 """
 
 import argparse
@@ -20,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cuda_candidates import CANDIDATES, Candidate, Sizes, make_candidate, make_folders
+from cuda_candidates import CANDIDATES, Candidate, make_candidate
 from cuda_measure import (
     ceilings,
     device_facts,
@@ -30,6 +32,7 @@ from cuda_measure import (
     milliseconds,
     operations,
 )
+from cuda_models import Sizes, make_folders
 from cuda_tokens import answers, load_encoded, padding_of
 from harness import RESULTS, Bar, finish, table
 from safetensors import safe_open
@@ -44,7 +47,8 @@ CEILINGS = "ceilings"  # measured like a candidate
 TOY = Sizes(layers=2, hidden=64, heads=4, intermediate=128, vocab=500, positions=64)
 TOY_SHAPES = ((1, 16), (4, 32))
 TOY_LENGTHS = (3, 30, 8, 12, 5, 9, 21, 4)
-TOY_CANDIDATES = ("float32", *(name for name in CANDIDATES if name.startswith("quantkit")))
+OWN = ("quantkit", "onnxruntime")
+TOY_CANDIDATES = ("float32", *(name for name in CANDIDATES if name.startswith(OWN)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -250,7 +254,7 @@ def _bars(found: Mapping[str, Mapping[str, Any]]) -> list[Bar]:
     def best(names: Sequence[str], shape: str) -> float:
         return float(np.nanmin([time_of(name, shape) for name in names] + [np.inf]))
 
-    halves = ["bf16", "fp16", "fp16-compile", "quantkit-fp16"]
+    halves = ["bf16", "fp16", "fp16-compile", "quantkit-fp16", "onnxruntime-fp16"]
     compiled, own = "fp16-compile", "quantkit-fp16"
     if "shapes" not in found.get(compiled, {}):
         return []

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from cuda_candidates import Sizes, random_model
 from cuda_measure import device_facts, full_arrays, memory, milliseconds
+from cuda_models import Sizes, random_model
 from harness import RESULTS, Bar, finish, table
 from torch import Tensor
 from transformers import PreTrainedModel

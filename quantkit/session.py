@@ -34,6 +34,7 @@ class Backend(Protocol):
 class Session:
     """A tokenizer and an open model that belong together; made by `quantkit.load`.
 
+    backend      the open model
     head         what the model answers
     path         of the model's file
     max_length   tokens of a window: longer texts are cut, longer sentences take several
@@ -52,7 +53,7 @@ class Session:
         padding: int,
         notes: Sequence[str] = (),
     ) -> None:
-        self._backend = backend
+        self.backend = backend
         self._tokenizer = tokenizer
         self._tokenizing = Lock()  # it sets the tokenizer's limits, which all threads share
         self._padding = padding
@@ -149,7 +150,7 @@ class Session:
         `token_type_ids`. logits [batch, head.outputs]; words: [batch, length, labels];
         features: the last layer, [batch, length, hidden].
         """
-        return self._backend.run(arrays)
+        return self.backend.run(arrays)
 
     @property
     def _of_words(self) -> bool:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from quantkit.exporter import export
+from quantkit.worker import read_outputs
 from tests.conftest import small_bert
 from tests.training import WORDS, make_rows
 
@@ -20,8 +22,9 @@ import cuda_prepare
 import cuda_speed
 import cuda_study
 import cuda_training
-from cuda_candidates import CANDIDATES, Sizes, make_folders
+from cuda_candidates import CANDIDATES, make_candidate
 from cuda_measure import given_arrays, operations
+from cuda_models import Sizes, make_folders, random_model
 from cuda_tokens import load_encoded, save_encoded
 
 RECIPE = """
@@ -67,6 +70,32 @@ def test_candidates_are_measured_once_and_reported(
         assert all(shape["share_of_bytes"] > 0 for shape in entry["shapes"].values())
     whole, four = (found["candidates"][n]["weight_bytes"] for n in (names[0], names[2]))
     assert four < 0.3 * whole  # the toy's tables of positions are large
+
+
+def test_files_are_measured_in_onnxruntime_where_there_are_any(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the CPU provider and files for it; on a GPU they are the `cuda` target's."""
+    monkeypatch.setattr(cuda_measure, "SECONDS", 0.0)
+    work, models = tmp_path / "work", tmp_path / "models"
+    model = random_model(cuda_speed.TOY)
+    model.save_pretrained(models / "float")
+    path = export(model, tokenizer, models / "float").path
+    save_encoded(make_rows(9, 0), tmp_path / "rows.safetensors")
+    inside = ["--toy", "--device", "cpu", "--work", str(work), "--models", str(models)]
+    inside += ["--tokens", str(tmp_path / "rows.safetensors"), "--worker"]
+    work.mkdir()
+    found = {}
+    for name in ("float32", "onnxruntime-fp16", "onnxruntime-int8"):
+        assert cuda_speed.main([*inside, name]) == 0
+        found[name] = _json(work / f"{name}.json")
+    assert set(found["onnxruntime-fp16"]["shapes"]) == {"1x16", "4x32"}
+    assert found["onnxruntime-fp16"]["weight_bytes"] == path.stat().st_size
+    one, other = (read_outputs(work / f"{n}.npz") for n in ("float32", "onnxruntime-fp16"))
+    np.testing.assert_allclose(one, other, atol=1e-4)
+    assert "holds no exported model for cpu" in found["onnxruntime-int8"]["left_out"]
+    with pytest.raises(LookupError, match=r"cuda"):
+        make_candidate("onnxruntime-fp16", models, torch.device("cuda"))
 
 
 def test_operations_and_arrays_by_hand() -> None:

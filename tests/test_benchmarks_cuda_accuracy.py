@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import cuda_accuracy
 import cuda_measure
 import cuda_speed
-from cuda_candidates import make_folders
+from cuda_models import make_folders
 from cuda_tokens import answers, save_encoded
 
 CLASSES = Head("classification", ("negative", "neutral", "positive"))
