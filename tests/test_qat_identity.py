@@ -137,14 +137,14 @@ def test_weights_are_moved_into_the_cells_of_any_codes(seed: int, bits: int, siz
     weight = torch.randn(5, 64, generator=generator) * step * grid.qmax
     latent = into_cells(weight, codes, step)
     assert torch.equal(quantize(latent, step, torch.zeros((), dtype=grid.dtype), grid), codes)
-    within = (weight / step - codes).abs() < 0.49
+    within = (weight / step - codes).abs() < 0.249
     assert torch.equal(latent[within], weight[within])
 
 
 def test_the_documented_weights() -> None:
     codes = torch.tensor([[1, 1]], dtype=torch.int8)
     latent = into_cells(torch.tensor([[0.2, 0.9]]), codes, torch.ones(1, 1))
-    assert latent[0].tolist() == pytest.approx([0.501, 0.9], abs=1e-4)
+    assert latent[0].tolist() == pytest.approx([0.75, 0.9])
 
 
 def test_albert_shares_weights_and_keeps_a_range_per_call(

@@ -169,10 +169,17 @@ def test_a_model_without_rounding_is_at_no_distance_from_its_teacher(fold: bool)
 
 
 def test_learning_brings_a_4_bit_model_nearer_to_its_teacher() -> None:
-    slot = replace(SLOT, epochs=8, dropout=0.0, distillation=Distillation(task=0.0))
-    _, _, result = trained(slot=slot, score=rising())
+    """One of the coarsest: 4-bit inputs, a scale per channel, nearest rounding."""
+    coarse = {
+        "weights": {"bits": 4},
+        "embeddings": {"bits": 4},
+        "activations": {"bits": 4},
+        "smoothing": {"name": "none"},
+    }
+    slot = replace(SLOT, epochs=8, dropout=0.0, distillation=Distillation())
+    _, _, result = trained(slot=slot, slots=coarse, score=rising())
     losses = [entry["train_loss"] for entry in result.history]
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.92 * losses[0]
 
 
 def test_a_rate_that_diverges_names_step_layer_and_way_out() -> None:
@@ -261,3 +268,15 @@ def test_every_family_learns_from_its_float_self(family: str) -> None:
     method.objective(student.train(), batch, labels).backward()
     without = [name for name, each in student.named_parameters() if each.grad is None]
     assert [name for name in without if "pooler" not in name] == []
+
+
+def test_the_first_steps_do_not_lose_the_codes_of_gptq() -> None:
+    """Its codes are not nearest to many weights; a step moves each weight by the learning rate."""
+    slots = {"rounding": {"name": "gptq"}}
+    slot = replace(SLOT, lr=1e-4, epochs=1, dropout=0.0, warmup=0.0, distillation=Distillation())
+    student, quantized, result = trained(slot=slot, slots=slots)
+    assert result.steps == 4
+    before, after = quantized.model.state_dict(), pack(student, quantized).model.state_dict()
+    names = [name for name in before if name.endswith("dense.codes")]
+    changed = [float((before[name] != after[name]).float().mean()) for name in names]
+    assert max(changed) < 0.02
