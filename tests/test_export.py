@@ -13,10 +13,11 @@ from quantkit.exporter import export
 from quantkit.exporter.answers import answers, difference
 from quantkit.exporter.batches import gate_batches
 from quantkit.exporter.bert import build
+from quantkit.exporter.blocks import BlockErrors
 from quantkit.exporter.gate import check_parity
 from quantkit.exporter.inspect import bytes_by_component, optimized_operators
 from quantkit.heads import Head
-from quantkit.onnx_file import Target
+from quantkit.onnx_file import Purpose, Target
 from quantkit.ptq import Quantized, quantize
 from quantkit.recipe import Recipe
 from quantkit.runtime import session_options
@@ -190,9 +191,14 @@ def test_a_file_that_fails_is_not_left_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def wrong(
-        model: BertForSequenceClassification, metadata: dict[str, str], target: Target
+        model: BertForSequenceClassification,
+        metadata: dict[str, str],
+        target: Target,
+        *,
+        purpose: Purpose,
     ) -> onnx.ModelProto:
-        return _changed(build(model, metadata, target), f"{LAYER}.output.dense.codes", 1)
+        proto = build(model, metadata, target, purpose=purpose)
+        return _changed(proto, f"{LAYER}.output.dense.codes", 1)
 
     monkeypatch.setattr("quantkit.exporter.folder.build", wrong)
     with pytest.raises(ParityError):
@@ -258,3 +264,15 @@ def test_bytes_by_component_add_up_and_shrink(
     assert sizes["int8"].embeddings == (300 + 64) * (48 + 4) + 2 * 48 * 4 + 2 * 48 * 4
     assert sizes["int8"].encoder < 0.4 * sizes["float"].encoder
     assert sizes["int8"].head == sizes["float"].head
+
+
+def test_a_flip_in_tokens_that_are_alike_counts_once() -> None:
+    expected = torch.zeros(1, 50, 10, dtype=torch.uint8)
+    expected[0, 0] = 1
+    found = expected.numpy().copy()
+    found[0, 1:, 3] = 1  # 49 tokens of one kind
+    found[0, 0, 5] = 2
+    errors = BlockErrors()
+    errors.codes(found, expected)
+    assert errors.code_distance == 1
+    assert errors.code_share == 1 / 20  # two kinds of tokens, two flips, one set aside
