@@ -39,7 +39,7 @@ test-optimum: .venv-optimum/stamp
 .venv-optimum/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-optimum
 	.venv-optimum/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(shell grep ^torch== constraints.txt)
-	.venv-optimum/bin/python -m pip install --quiet --editable '.[train,cpu,dev,optimum]'
+	.venv-optimum/bin/python -m pip install --quiet --editable '.[train,cpu,dev,optimum]' 'transformers<5' 'huggingface-hub<1'
 	touch $@
 
 # Without the install scripts: onnxruntime-node's would fetch CUDA libraries, and the CPU's are inside.
