@@ -99,7 +99,7 @@ def test_a_fine_grid_leaves_the_weight_only_model(
     batch = BATCHES[1]  # whose values all lie inside the ranges
     fine = lambda _: Grid(0, 2**20 - 1, torch.int32)  # noqa: E731
     coarse = outputs(made(model).model, batch) - outputs(exact, batch)
-    monkeypatch.setattr("quantkit.ptq.inputs.asymmetric_grid", fine)
+    monkeypatch.setattr("quantkit.numerics.asymmetric_grid", fine)
     monkeypatch.setattr("quantkit.simulation.build.asymmetric_grid", fine)
     left = outputs(made(model).model, batch) - outputs(exact, batch)
     assert float(left.abs().max()) < 1e-3 < float(coarse.abs().max())
