@@ -1,8 +1,22 @@
-"""BERT-base's sizes, which benchmarks without real weights share."""
+"""BERT-base's sizes and models of seeded random weights, which benchmarks without real ones share.
+
+Speed and memory depend on the shapes and not on what the weights say. Nothing but torch and
+transformers is imported: a machine with a GPU may have nothing else.
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Sizes"]
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedModel,
+)
+
+__all__ = ["Sizes", "random_model"]
 
 
 @dataclass(frozen=True)
@@ -14,3 +28,31 @@ class Sizes:
     heads: int = 12
     intermediate: int = 3072
     vocab: int = 30521
+
+
+def random_model(sizes: Sizes, *, distilled: bool = False, positions: int = 512) -> PreTrainedModel:
+    """A classifier of three classes with seeded weights: BERT's modules, or DistilBERT's."""
+    torch.manual_seed(0)
+    common: dict[str, Any] = {
+        "vocab_size": sizes.vocab,
+        "max_position_embeddings": positions,
+        "num_labels": 3,
+    }
+    if distilled:
+        config = DistilBertConfig(
+            dim=sizes.hidden,
+            hidden_dim=sizes.intermediate,
+            n_layers=sizes.layers,
+            n_heads=sizes.heads,
+            **common,
+        )
+        return DistilBertForSequenceClassification(config)
+    return BertForSequenceClassification(
+        BertConfig(
+            hidden_size=sizes.hidden,
+            intermediate_size=sizes.intermediate,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            **common,
+        )
+    )

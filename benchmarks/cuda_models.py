@@ -5,20 +5,14 @@ take their place.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import bert_sizes
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from quantkit.encoder import describe
 from quantkit.integers import LARGEST_MULTIPLIER, Integers
@@ -31,43 +25,17 @@ GROUP = 64  # inputs that share a multiplier in the 4-bit candidates
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """The model; the defaults are BERT-base with the rows that IndoBERT's tokenizer reaches."""
+class Sizes(bert_sizes.Sizes):
+    """A model with so many positions."""
 
-    layers: int = 12
-    hidden: int = 768
-    heads: int = 12
-    intermediate: int = 3072
-    vocab: int = 30521
     positions: int = 512
 
 
 def random_model(sizes: Sizes, *, distilled: bool = False) -> PreTrainedModel:
     """A classifier of three classes with seeded weights; distilled: half the layers, DistilBERT."""
-    torch.manual_seed(0)
-    common: dict[str, Any] = {
-        "vocab_size": sizes.vocab,
-        "max_position_embeddings": sizes.positions,
-        "num_labels": 3,
-    }
     if distilled:
-        config = DistilBertConfig(
-            dim=sizes.hidden,
-            hidden_dim=sizes.intermediate,
-            n_layers=max(1, sizes.layers // 2),
-            n_heads=sizes.heads,
-            **common,
-        )
-        return DistilBertForSequenceClassification(config)
-    return BertForSequenceClassification(
-        BertConfig(
-            hidden_size=sizes.hidden,
-            intermediate_size=sizes.intermediate,
-            num_hidden_layers=sizes.layers,
-            num_attention_heads=sizes.heads,
-            **common,
-        )
-    )
+        sizes = replace(sizes, layers=max(1, sizes.layers // 2))
+    return bert_sizes.random_model(sizes, distilled=distilled, positions=sizes.positions)
 
 
 def make_folders(sizes: Sizes, folder: Path) -> None:

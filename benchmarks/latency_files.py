@@ -23,14 +23,7 @@ import torch
 from latency_peers import MAKERS
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
-from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from quantkit.errors import MeasurementError
 from quantkit.exporter.bert import build
@@ -96,28 +89,7 @@ def _manifest(name: str, sizes: Sizes) -> dict[str, Any]:
 
 
 def _checkpoint(sizes: Sizes, _: Path, output: Path, __: Environments) -> None:
-    torch.manual_seed(0)
-    model: PreTrainedModel
-    if sizes.family == "bert":
-        config: Any = BertConfig(
-            vocab_size=sizes.vocab,
-            hidden_size=sizes.hidden,
-            num_hidden_layers=sizes.layers,
-            num_attention_heads=sizes.heads,
-            intermediate_size=sizes.intermediate,
-        )
-        config.num_labels = 3
-        model = BertForSequenceClassification(config)
-    else:
-        config = DistilBertConfig(
-            vocab_size=sizes.vocab,
-            dim=sizes.hidden,
-            n_layers=sizes.layers,
-            n_heads=sizes.heads,
-            hidden_dim=sizes.intermediate,
-        )
-        config.num_labels = 3
-        model = DistilBertForSequenceClassification(config)
+    model = bert_sizes.random_model(sizes, distilled=sizes.family == "distilbert")
     model.save_pretrained(output)
 
 

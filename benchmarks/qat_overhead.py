@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bert_sizes import Sizes
+from bert_sizes import Sizes, random_model
 from harness import RESULTS, Bar, finish, ratio_interval, table
 from torch import Tensor, nn
 from torch.ao.quantization import (
@@ -38,7 +38,7 @@ from torch.ao.quantization import (
     MovingAveragePerChannelMinMaxObserver,
     disable_observer,
 )
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import PreTrainedModel
 
 from quantkit.memory import resident_bytes
 from quantkit.ptq import quantize
@@ -93,18 +93,8 @@ def worker(name: str, shape: str, sizes: Sizes, start: Path, threads: int) -> di
     }
 
 
-def _model(sizes: Sizes) -> BertForSequenceClassification:
-    torch.manual_seed(0)
-    config: Any = BertConfig(
-        vocab_size=sizes.vocab,
-        hidden_size=sizes.hidden,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        intermediate_size=sizes.intermediate,
-        max_position_embeddings=max(QUANTILES),
-    )
-    config.num_labels = 3
-    return BertForSequenceClassification(config)
+def _model(sizes: Sizes) -> PreTrainedModel:
+    return random_model(sizes, positions=max(QUANTILES))
 
 
 def _batches(shape: str, vocab: int) -> Iterator[Batch]:
@@ -125,9 +115,7 @@ def _batches(shape: str, vocab: int) -> Iterator[Batch]:
 # --- candidates ----------------------------------------------------------------------
 
 
-def _candidate(
-    name: str, model: BertForSequenceClassification, start: Path
-) -> tuple[Any, Callable[[int], None]]:
+def _candidate(name: str, model: PreTrainedModel, start: Path) -> tuple[Any, Callable[[int], None]]:
     """A model to train, and what is to be told each step."""
     if name == "float":
         return model, lambda _: None
@@ -168,11 +156,11 @@ class _PeerLinear(nn.Module):
         return nn.functional.linear(self.of_input(x), weight, self.linear.bias)
 
 
-def _fake_quantize(model: BertForSequenceClassification) -> None:
-    for name, module in list(model.bert.named_modules()):
+def _fake_quantize(model: PreTrainedModel) -> None:
+    for name, module in list(model.base_model.named_modules()):
         if isinstance(module, nn.Linear):
             parent, _, child = name.rpartition(".")
-            setattr(model.bert.get_submodule(parent), child, _PeerLinear(module))
+            setattr(model.base_model.get_submodule(parent), child, _PeerLinear(module))
 
 
 def _quantized(folder: Path, sizes: Sizes) -> None:

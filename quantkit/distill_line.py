@@ -5,16 +5,14 @@ teacher and learns from the teacher's answers as well as from the labels. Here t
 fine-tuned already, so the student is a model of the task, and needs no corpus.
 """
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from quantkit.checkpoint import length_limit, load_float
-from quantkit.data import load_task
 from quantkit.errors import RecipeError
 from quantkit.method import plain
-from quantkit.pipeline import keep_run
+from quantkit.pipeline import keep_run, make_room, shared_task
 from quantkit.ptq.resume import fingerprint
 from quantkit.recipe import Distill, Recipe
 from quantkit.runs import Run
@@ -73,17 +71,13 @@ def distill(
     slot = recipe.distill or Distill()
     settings = slot.training or recipe.finetune
     processes = processes_of_run()
-    with processes.main_process_first():  # one downloads and reads, the others find it done
-        task = load_task(recipe.task, data, recipe.data)
+    task = shared_task(recipe, data, processes)
     refuse_unlabelled(task)
     source = str(run.float_folder) if slot.teacher == SELF else slot.teacher
     teacher, tokenizer = load_float(source)
     check_teacher(source, teacher, tokenizer, task.head, tokenizer)
     model = every_second_layer(teacher)
-    if overwrite and processes.is_main_process:
-        shutil.rmtree(student.training_folder, ignore_errors=True)
-    student.folder.mkdir(parents=True, exist_ok=True)  # now, not after the first epoch
-    processes.wait_for_everyone()
+    make_room(student, processes, overwrite=overwrite)
     limit = length_limit(model, tokenizer, recipe.max_length)
     rows = TrainingRows.of(task, model, tokenizer, limit)
     name = "finetune" if slot.training is None else "distill.training"

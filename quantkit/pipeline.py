@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit.calibration_texts import calibration_batches, read_inputs
@@ -16,7 +17,7 @@ from quantkit.checkpoint import (
     load_float,
     save_float,
 )
-from quantkit.data import inputs_of, load_task
+from quantkit.data import TaskData, inputs_of, load_task
 from quantkit.errors import OutputExistsError, RecipeError
 from quantkit.exporter import Exported, export, export_path
 from quantkit.files import new_folder
@@ -45,10 +46,12 @@ __all__ = [
     "finetune",
     "is_main_process",
     "keep_run",
+    "make_room",
     "ptq",
     "ptq_checkpoint",
     "read_inputs",
     "refuse_recurrent",
+    "shared_task",
 ]
 
 
@@ -83,14 +86,10 @@ def finetune(
     if not overwrite:
         run.refuse_if_there(resume=resume)
     processes = processes_of_run()
-    with processes.main_process_first():  # one downloads and reads, the others find it done
-        task = load_task(recipe.task, data, recipe.data)
+    task = shared_task(recipe, data, processes)
     start = starting_point(recipe, task)
     limit = length_limit(start.model, start.tokenizer, recipe.max_length)
-    if overwrite and processes.is_main_process:
-        shutil.rmtree(run.training_folder, ignore_errors=True)
-    run.folder.mkdir(parents=True, exist_ok=True)  # now, not after the first epoch
-    processes.wait_for_everyone()
+    make_room(run, processes, overwrite=overwrite)
     rows = TrainingRows.of(task, start.model, start.tokenizer, limit)
     result = train_model(
         start.model,
@@ -109,6 +108,20 @@ def finetune(
         keep_run(recipe, run, data, start.model, start.tokenizer, result, notes)
     processes.wait_for_everyone()
     return result
+
+
+def shared_task(recipe: Recipe, data: Path | None, processes: PartialState) -> TaskData:
+    """A recipe's task: one process downloads and reads it, the others find it done."""
+    with processes.main_process_first():
+        return load_task(recipe.task, data, recipe.data)
+
+
+def make_room(run: Run, processes: PartialState, *, overwrite: bool) -> None:
+    """Make a run's folder now, not after the first epoch; `overwrite` forgets its old training."""
+    if overwrite and processes.is_main_process:
+        shutil.rmtree(run.training_folder, ignore_errors=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    processes.wait_for_everyone()
 
 
 def keep_run(

@@ -13,7 +13,13 @@ from onnx import TensorProto, helper
 from quantkit.onnx_file import file_bytes
 from quantkit.runtime import import_onnxruntime, session_options
 
-__all__ = ["Components", "bytes_by_component", "optimized_operators", "tensor_bytes"]
+__all__ = [
+    "Components",
+    "bytes_by_component",
+    "optimized_graph",
+    "optimized_operators",
+    "tensor_bytes",
+]
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,28 @@ def _component(name: str) -> str:
 
 def optimized_operators(model: onnx.ModelProto) -> Mapping[str, int]:
     """Operators, by type, of the graph that the CPU provider runs after its optimisations."""
+    graph = optimized_graph(model.SerializeToString()).graph
+    return Counter(node.op_type for node in graph.node)
+
+
+def optimized_graph(source: str | bytes) -> onnx.ModelProto:
+    """The model that the CPU provider runs after its optimisations.
+
+    Args:
+        source: a file's path, or a serialized model.
+
+    Raises:
+        Exception: ONNX Runtime's own, which have no common base, where it refuses the model.
+    """
     runtime = import_onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
+        written = Path(folder) / "optimized.onnx"
         options = session_options()
-        options.optimized_model_filepath = str(path)
-        runtime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        options.optimized_model_filepath = str(written)
+        # A larger file than a message can be is written in two.
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "optimized.data"
         )
-        return Counter(node.op_type for node in onnx.load(path).graph.node)
+        options.log_severity_level = 4  # the exception says it
+        runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnx.load(written)

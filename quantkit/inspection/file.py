@@ -1,6 +1,5 @@
 """One ONNX file under inspection, whoever made it."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,11 +11,11 @@ from google.protobuf.message import DecodeError
 
 from quantkit.errors import CheckpointError
 from quantkit.exporter.cuda_table import host_operators
+from quantkit.exporter.inspect import optimized_graph
 from quantkit.inspection.findings import findings
 from quantkit.inspection.products import Product, products_of
 from quantkit.inspection.weights import Stored, stored_numbers, totals
 from quantkit.onnx_file import file_bytes
-from quantkit.runtime import import_onnxruntime, session_options
 
 __all__ = ["Inspection", "inspect_file"]
 
@@ -105,21 +104,10 @@ def _read(path: Path) -> onnx.ModelProto:
 
 def _optimized(path: Path) -> tuple[onnx.ModelProto | None, str]:
     """The graph that the CPU provider runs, or what ONNX Runtime says where it refuses."""
-    runtime = import_onnxruntime()
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "optimized.onnx"
-        options = session_options()
-        options.optimized_model_filepath = str(written)
-        # A larger file than a message can be is written in two.
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", "optimized.data"
-        )
-        options.log_severity_level = 4
-        try:
-            runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as problem:  # onnxruntime raises classes of its own, without a base
-            return None, str(problem).splitlines()[0]
-        return onnx.load(written), ""
+    try:
+        return optimized_graph(str(path)), ""
+    except Exception as problem:  # onnxruntime raises classes of its own, without a base
+        return None, str(problem).splitlines()[0]
 
 
 def _kinds(stored: Sequence[Stored]) -> dict[str, int]:
