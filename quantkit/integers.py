@@ -17,6 +17,7 @@ __all__ = [
     "Integers",
     "in_groups",
     "pack_nibbles",
+    "two_level_steps",
     "unpack_nibbles",
     "widened",
 ]
@@ -70,9 +71,24 @@ class Integers:
         """The values [rows, columns], float32."""
         return self.wide().to(self.scale.dtype) * self.scale
 
+    @property
+    def steps(self) -> Tensor:
+        """How far apart the values of neighbouring codes are [rows, columns], or [rows, 1]."""
+        if self.multipliers is None:
+            return self.scale
+        return two_level_steps(self.scale, self.multipliers, self.shape[1])
+
     def scaled(self, factor: Tensor) -> "Integers":
         """The same integers with each row's scale times `factor` [rows]."""
         return Integers(self.stored, self.scale * factor[:, None], self.bits, self.multipliers)
+
+
+def two_level_steps(scale: Tensor, multipliers: Tensor, columns: int) -> Tensor:
+    """Scale times multiplier of every element, float32 [rows, columns].
+
+    The scale 0.5 with the multipliers 1 and 3 gives, for 4 columns, 0.5, 0.5, 1.5, 1.5.
+    """
+    return (scale * multipliers).repeat_interleave(columns // multipliers.shape[1], dim=1)
 
 
 def widened(codes: Tensor, multipliers: Tensor | None) -> Tensor:

@@ -18,7 +18,14 @@ from quantkit.numerics import (
     symmetric_grid,
 )
 
-__all__ = ["InputQuantizer", "QuantEmbedding", "QuantLinear", "Quantizer", "TokenQuantizer"]
+__all__ = [
+    "InputQuantizer",
+    "QuantEmbedding",
+    "QuantLinear",
+    "Quantizer",
+    "TokenQuantizer",
+    "among",
+]
 
 
 class Quantizer(nn.Module):
@@ -171,6 +178,16 @@ class QuantLinear(_IntegerMatrix):
         return f"in={inputs}, out={outputs}, bits={self.bits}"
 
 
+def among(rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Where `ids` [...] stand in `rows`, and whether they do, bool [..., 1].
+
+    `rows` are ascending, int64. Of the rows 2 and 5 the ids 5 and 3 have the places 1 and 1, and
+    only the first stands there.
+    """
+    place = torch.searchsorted(rows, ids).clamp(max=len(rows) - 1)
+    return place, (rows[place] == ids)[..., None]
+
+
 class QuantEmbedding(_IntegerMatrix):
     """An embedding table of integers with one scale per row.
 
@@ -203,9 +220,7 @@ class QuantEmbedding(_IntegerMatrix):
         if self.multipliers is not None:
             codes = widened(codes, lookup(ids, self.multipliers))
         if self.frequent_rows is not None and self.frequent_codes is not None:
-            place = torch.searchsorted(self.frequent_rows, ids)
-            place = place.clamp(max=len(self.frequent_rows) - 1)
-            frequent = (self.frequent_rows[place] == ids)[..., None]
+            place, frequent = among(self.frequent_rows, ids)
             codes = torch.where(frequent, lookup(place, self.frequent_codes), codes)
         return codes.to(self.scale.dtype) * lookup(ids, self.scale)
 

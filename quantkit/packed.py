@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from quantkit import __version__
 from quantkit.encoder import SharedInput, describe, rolled_config, unroll
 from quantkit.errors import CheckpointError
-from quantkit.files import read_json, write_json
+from quantkit.files import write_json
 from quantkit.integers import Integers
-from quantkit.layout import FORMAT, METADATA, WEIGHTS, read_tensors
+from quantkit.layout import FORMAT, METADATA, WEIGHTS, read_metadata, read_tensors
 from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear, TokenQuantizer
 from quantkit.placement import Plan, quantized_calls, swap
 from quantkit.ptq import Quantized
@@ -101,12 +101,7 @@ def load_packed(folder: str | Path) -> Packed:
             f"{folder} is not a packed checkpoint: it holds no {METADATA}. "
             f"Make one with: quantkit ptq {folder}"
         )
-    metadata = read_json(folder / METADATA)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder / METADATA} has format {metadata.get('format')!r}; this quantkit reads "
-            f"format {FORMAT}. Upgrade quantkit, or quantize again."
-        )
+    metadata = read_metadata(folder)
     tensors = read_tensors(folder / WEIGHTS)
     plan = Plan.from_json(metadata["plan"])
     config = AutoConfig.from_pretrained(folder)

@@ -1,17 +1,28 @@
 """Which tensor gets how many bits, and why; and putting quantized modules into a model."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from quantkit.encoder import EncoderPlan, SharedInput
 from quantkit.errors import RecipeError
 from quantkit.recipe import Recipe
 
-__all__ = ["TYPES", "Placement", "Plan", "decide", "quantized_calls", "quantized_inputs", "swap"]
+__all__ = [
+    "TYPES",
+    "Placement",
+    "Plan",
+    "copy_without",
+    "decide",
+    "quantized_calls",
+    "quantized_inputs",
+    "swap",
+]
 
 TYPES = "a few KB, and every token reads the same row"  # why type tables stay in float
 CLASSIFIER = "classifier"  # in `skip`: the last Linear, whatever its family calls it
@@ -140,3 +151,9 @@ def swap(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     for name, module in modules.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, module)
+
+
+def copy_without(model: PreTrainedModel, replaced: Iterable[nn.Module]) -> PreTrainedModel:
+    """A deep copy that shares the tensors of modules about to be replaced: no memory twice."""
+    tensors = [t for module in replaced for t in (*module.parameters(), *module.buffers())]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

@@ -14,8 +14,8 @@ PACKAGE = Path(quantkit.__file__).parent
 # packages import within themselves.
 LAYERS = [
     "errors",
-    "files memory ragged config layout",
-    "numerics heads partial",
+    "files memory ragged config",
+    "numerics heads partial layout",
     "integers",
     "tokenization",
     "calibrators algorithms",

@@ -11,29 +11,26 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from quantkit.encoder import EncoderPlan, SharedInput, describe, head_of, unroll
+from quantkit.encoder import (
+    EncoderPlan,
+    SharedInput,
+    activation_of,
+    describe,
+    head_of,
+    unroll,
+)
 from quantkit.errors import CheckpointError
 from quantkit.files import read_json
 from quantkit.heads import Head
 from quantkit.integers import Integers
 from quantkit.kernels import FLOATS, Function, Reads
-from quantkit.layout import FORMAT, METADATA, WEIGHTS, read_tensors
+from quantkit.layout import METADATA, WEIGHTS, read_metadata, read_tensors
 
 __all__ = ["Checkpoint", "read_checkpoint"]
 
-# The classes that transformers makes of `hidden_act`.
-_FUNCTIONS: dict[str, Function] = {
-    "GELUActivation": "gelu",
-    "GELU": "gelu",
-    "GELUTanh": "gelu_tanh",
-    "NewGELUActivation": "gelu_tanh",
-    "PytorchGELUTanh": "gelu_tanh",
-    "FastGELUActivation": "gelu_tanh",
-    "ReLU": "relu",
-}
 MOST_TOKENS = 512  # of a checkpoint whose tokenizer names no limit
 
 
@@ -95,7 +92,7 @@ def read_checkpoint(folder: Path, device: torch.device) -> Checkpoint:
     skeleton = _skeleton(folder)
     plan = describe(skeleton)
     packed = (folder / METADATA).is_file()
-    metadata = _metadata(folder) if packed else {}
+    metadata = read_metadata(folder) if packed else {}
     tensors = read_tensors(folder / WEIGHTS) if packed else _float_tensors(folder, type(skeleton))
     activations = metadata.get("recipe", {}).get("activations", {})
     if activations.get("rotation") is not None:
@@ -136,16 +133,6 @@ def _skeleton(folder: Path) -> PreTrainedModel:
         return unroll(kind._from_config(config))
 
 
-def _metadata(folder: Path) -> dict[str, Any]:
-    metadata = read_json(folder / METADATA)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder / METADATA} has format {metadata.get('format')!r}; this quantkit reads "
-            f"format {FORMAT}. Upgrade quantkit, or quantize again."
-        )
-    return metadata
-
-
 def _float_tensors(folder: Path, kind: type[PreTrainedModel]) -> dict[str, Tensor]:
     """A float model's state by the names of its unrolled modules."""
     try:
@@ -160,14 +147,15 @@ def _float_tensors(folder: Path, kind: type[PreTrainedModel]) -> dict[str, Tenso
     return state
 
 
-def _function(module: object) -> Function:
-    kind = type(module).__name__
-    if kind not in _FUNCTIONS:
+def _function(module: nn.Module) -> Function:
+    known = activation_of(module)
+    if known is None:
         raise CheckpointError(
-            f"The layers' activation is a {kind}; the engine knows GELU (exact and tanh) and ReLU. "
-            f"Check `hidden_act` in the checkpoint's config.json, or export it to ONNX."
+            f"The layers' activation is a {type(module).__name__}; the engine knows GELU (exact "
+            f"and tanh) and ReLU. Check `hidden_act` in the checkpoint's config.json, or export "
+            f"it to ONNX."
         )
-    return _FUNCTIONS[kind]
+    return known
 
 
 def _most_tokens(folder: Path, model: PreTrainedModel, plan: EncoderPlan) -> int:

@@ -11,7 +11,7 @@ import onnx
 from torch import nn
 
 from quantkit.algorithms.hadamard import hadamard
-from quantkit.encoder import SharedInput
+from quantkit.encoder import SharedInput, activation_of
 from quantkit.errors import CheckpointError
 from quantkit.exporter.graph import GraphWriter
 from quantkit.exporter.initializers import Initializers, array
@@ -197,18 +197,8 @@ class PlainEmitter:
 
 def gelu_of(module: nn.Module) -> str | None:
     """ONNX's name for the formula of a GELU, None of another function."""
-    return _GELU.get(type(module).__name__)
-
-
-# The classes that transformers makes of `hidden_act`, and ONNX's name for their formula.
-_GELU = {
-    "GELUActivation": "none",
-    "GELU": "none",
-    "GELUTanh": "tanh",
-    "NewGELUActivation": "tanh",
-    "PytorchGELUTanh": "tanh",
-    "FastGELUActivation": "tanh",
-}
+    known = activation_of(module)
+    return {"gelu": "none", "gelu_tanh": "tanh"}.get(known) if known else None
 
 
 def _outputs(module: nn.Module) -> int:

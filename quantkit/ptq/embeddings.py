@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from quantkit import numerics
 from quantkit.algorithms.weight_range import absmax_scale, two_level_scales
 from quantkit.encoder import EncoderPlan
-from quantkit.integers import Integers
+from quantkit.integers import Integers, two_level_steps
 from quantkit.modules import QuantEmbedding
 from quantkit.numerics import symmetric_grid
 from quantkit.placement import Plan
@@ -78,7 +78,7 @@ def _four_bits(name: str, table: Tensor, recipe: Recipe, counts: Tensor) -> Quan
     if slot.per == "group":
         check_group(name, table.shape[1], slot.group, "embeddings")
         scale, multipliers = two_level_scales(table, slot.group, symmetric_grid(4), None)
-        wide = (scale * multipliers).repeat_interleave(slot.group, dim=1)
+        wide = two_level_steps(scale, multipliers, table.shape[1])
         integers = Integers.of(_nearest(table, wide, 4), scale, 4, multipliers)
     else:
         integers = _rows(table, 4)

@@ -1,6 +1,5 @@
 """The whole of post-training quantization, from a float model to a model of integers."""
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel
 from quantkit.calibration import Batch, collect_statistics
 from quantkit.encoder import SharedInput, describe, unroll
 from quantkit.errors import CheckpointError, DataError, RecipeError
-from quantkit.placement import Plan, decide, quantized_calls, quantized_inputs, swap
+from quantkit.placement import Plan, copy_without, decide, quantized_calls, quantized_inputs, swap
 from quantkit.ptq.embeddings import embeddings
 from quantkit.ptq.inputs import InputDecision, clipping_notes, input_readers, rotation_notes
 from quantkit.ptq.resume import LayerStore, fingerprint
@@ -95,7 +94,8 @@ def quantize(
     counts = _counts(batches, unrolled, encoder.embedding.words, word_counts)
     tables, trimmed = embeddings(unrolled, encoder, plan, recipe, reachable_rows, counts)
     linears = [name for shared in inputs for name in shared.linears]
-    result = _copy_without(unrolled, [*linears, *tables])
+    replaced = [unrolled.get_submodule(name) for name in (*linears, *tables)]
+    result = copy_without(unrolled, replaced)
     swap(result, tables)
     WeightMaker(
         unrolled,
@@ -215,9 +215,3 @@ def _error(
     # Relative to each row: LayerNorm brings every token to one scale.
     energy = torch.cat(exact, 1).square().sum(1).clamp(min=torch.finfo(rows.dtype).tiny)
     return float((residual / energy).mean())
-
-
-def _copy_without(model: PreTrainedModel, replaced: Sequence[str]) -> PreTrainedModel:
-    """A deep copy that shares the tensors of modules about to be replaced: no memory twice."""
-    shared = [p for name in replaced for p in model.get_submodule(name).parameters()]
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in shared})

@@ -17,7 +17,7 @@ from quantkit.algorithms.weight_range import (
 from quantkit.calibration import Batch, InputStatistics
 from quantkit.encoder import SharedInput
 from quantkit.errors import RecipeError
-from quantkit.integers import LARGEST_MULTIPLIER, Integers
+from quantkit.integers import LARGEST_MULTIPLIER, Integers, two_level_steps
 from quantkit.modules import QuantLinear
 from quantkit.moments import InputMoments, MomentCollector, in_turns, spread
 from quantkit.numerics import Grid, symmetric_grid
@@ -212,7 +212,7 @@ def rounded(
         check_group(name, weight.shape[1], slot.group, "weights")
         largest = min(LARGEST_MULTIPLIER, weight_grid(slot, 8).qmax // grid.qmax)
         scale, multipliers = two_level_scales(weight, slot.group, grid, importance, largest)
-        wide = (scale * multipliers).repeat_interleave(slot.group, dim=1)
+        wide = two_level_steps(scale, multipliers, weight.shape[1])
         codes = recipe.rounding.round(weight, wide, grid, hessian)
         return Integers.of(codes, scale, bits, multipliers)
     if slot.per == "tensor":

@@ -1,6 +1,5 @@
 """From a quantized model to a trainable one that computes the same, and back."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ from quantkit.encoder import SharedInput, describe, unroll
 from quantkit.errors import CheckpointError, RecipeError
 from quantkit.integers import Integers
 from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear, TokenQuantizer
-from quantkit.placement import quantized_calls, swap
+from quantkit.placement import copy_without, quantized_calls, swap
 from quantkit.ptq import InputDecision, Quantized, output_factors
 from quantkit.qat.modules import (
     FakeQuantEmbedding,
@@ -59,7 +58,9 @@ def prepare(model: PreTrainedModel, quantized: Quantized, ranges: Ranges) -> Pre
         )
     tokens = TokenMask()
     maker = _Maker(unroll(model), quantized, ranges, tokens)
-    result = _copy_without(quantized.model, (QuantLinear, QuantEmbedding))
+    result = copy_without(
+        quantized.model, _of_kinds(quantized.model, (QuantLinear, QuantEmbedding))
+    )
     swap(result, maker.modules())
     if isinstance(ranges, Ema):
         result.register_forward_pre_hook(tokens, with_kwargs=True)
@@ -84,7 +85,7 @@ def pack(trained: PreTrainedModel, quantized: Quantized) -> Quantized:
                 f"{name} is not finite after training: the run diverged. Train again with a lower "
                 f"learning rate."
             )
-    result = _copy_without(trained, (FakeQuantLinear, FakeQuantEmbedding))
+    result = copy_without(trained, _of_kinds(trained, (FakeQuantLinear, FakeQuantEmbedding)))
     swap(result, _packed_modules(trained, quantized))
     decisions = tuple(_as_trained(result, decision) for decision in quantized.decisions)
     return replace(quantized, model=result.train(False), decisions=decisions)
@@ -121,7 +122,7 @@ class _Maker:
         integers = start.integers
         weight = table.weight.detach().float()[: integers.shape[0]]
         _check_shape(name, weight, integers)
-        latent = into_cells(weight, integers.codes, _step(integers))
+        latent = into_cells(weight, integers.codes, integers.steps)
         if start.frequent_rows is not None and start.frequent_codes is not None:
             rows = start.frequent_rows
             latent[rows] = into_cells(weight[rows], start.frequent_codes, integers.scale[rows])
@@ -155,7 +156,7 @@ class _Maker:
         rotation = None if quantizer is None else quantizer.rotation
         weight = as_read(weight, self.quantized.vectors.get(shared.linears[0]), rotation)
         weight = weight if factor is None else weight * factor[:, None]
-        return into_cells(weight, integers.codes, _step(integers))
+        return into_cells(weight, integers.codes, integers.steps)
 
     def _start(self, name: str) -> QuantLinear:
         module = self.quantized.model.get_submodule(name)
@@ -171,14 +172,6 @@ class _Maker:
             return FakeQuantToken(start)
         symmetric = self.quantized.recipe.activations.symmetric
         return FakeQuantInput(start, self.ranges, symmetric=symmetric, tokens=self.tokens)
-
-
-def _step(integers: Integers) -> Tensor:
-    """The width of the rounding cells [rows, columns], or [rows, 1]."""
-    if integers.multipliers is None:
-        return integers.scale
-    group = integers.shape[1] // integers.multipliers.shape[1]
-    return (integers.scale * integers.multipliers).repeat_interleave(group, dim=1)
 
 
 def _packed_modules(trained: PreTrainedModel, quantized: Quantized) -> dict[str, nn.Module]:
@@ -253,8 +246,5 @@ def _check_shape(name: str, weight: Tensor, integers: Integers) -> None:
         )
 
 
-def _copy_without(model: PreTrainedModel, kinds: tuple[type[nn.Module], ...]) -> PreTrainedModel:
-    """A deep copy that shares the tensors of modules about to be replaced: no memory twice."""
-    replaced = [module for module in model.modules() if isinstance(module, kinds)]
-    tensors = [t for module in replaced for t in (*module.parameters(), *module.buffers())]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+def _of_kinds(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, kinds)]

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from quantkit.algorithms.trained_ranges import Ema, Lsq, Ranges
 from quantkit.integers import Integers, in_groups, widened
-from quantkit.modules import InputQuantizer, QuantEmbedding, Quantizer, QuantLinear, TokenQuantizer
+from quantkit.modules import (
+    InputQuantizer,
+    QuantEmbedding,
+    Quantizer,
+    QuantLinear,
+    TokenQuantizer,
+    among,
+)
 from quantkit.numerics import (
     Grid,
     fake_quantize,
@@ -290,9 +297,7 @@ class FakeQuantEmbedding(_FakeMatrix):
         values = fake_weight(rows, scale, multipliers, symmetric_grid(self.bits))
         if self.frequent_rows is None:
             return values
-        place = torch.searchsorted(self.frequent_rows, ids)
-        place = place.clamp(max=len(self.frequent_rows) - 1)
-        frequent = (self.frequent_rows[place] == ids)[..., None]
+        _, frequent = among(self.frequent_rows, ids)
         return torch.where(frequent, fake_weight(rows, scale, None, symmetric_grid(8)), values)
 
     @torch.no_grad()
