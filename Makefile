@@ -24,7 +24,7 @@ test: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # Triton's interpreter converts arrays in a way that numpy 2.4 no longer allows.
 test-kernels: $(VENV)-kernels/stamp

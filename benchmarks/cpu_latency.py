@@ -190,6 +190,9 @@ def _measured(
     rounds: list[dict[str, Any]] = found["rounds"] if found.get("key") == key else []
     with ExitStack() as stack:
         workers = {name: stack.enter_context(_opened(name, folder, options)) for name in names}
+        for worker in workers.values():
+            worker.ask(do="time", batch=1, length=128, rows=sizes.vocab, repeats=1)
+        single = {name: worker.ask(do="about")["peak"] for name, worker in workers.items()}
         logits = logits_off(workers, sizes.vocab)
         repeats = repeats_of(workers, sizes.vocab, SHAPES)
         for index in range(len(rounds), options.rounds):
@@ -202,7 +205,11 @@ def _measured(
             write_json(state, {"key": key, "rounds": rounds})
             print(f"round {index + 1} of {options.rounds}", flush=True)
         about = {
-            name: {"open_seconds": worker.seconds, **worker.ask(do="about")}
+            name: {
+                "open_seconds": worker.seconds,
+                "single_peak": single[name],
+                **worker.ask(do="about"),
+            }
             for name, worker in workers.items()
         }
     with np.load(texts) as rows:

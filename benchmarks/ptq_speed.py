@@ -5,7 +5,8 @@
 The model has IndoBERT's configuration (50,000 declared word rows) and random weights; the
 tokenizer, IndoBERT's own, says how many rows can be reached. Each number of bits is a process of
 its own. Times are set against one forward pass of the same texts in the same process; memory is
-the process's peak minus what it held after its imports, against the model's own bytes.
+the process's peak minus what it held after its imports, against the model's own bytes. The 4-bit
+file is also set against onnxruntime's own 4-bit file of the same model.
 """
 
 import argparse
@@ -72,8 +73,10 @@ def worker(bits: int, tokenizer: Path, threads: int) -> dict[str, Any]:
         path = Path(folder) / "model.onnx"
         onnx.save_model(build(made.model, {}), path)
         parts = bytes_by_component(path)
+        theirs = _their_bytes(model, Path(folder)) if bits == 4 else None
     return {
         "bits": bits,
+        "onnxruntime_bytes": theirs,
         "float_bytes": 4 * sum(parameter.numel() for parameter in model.parameters()),
         "reachable_rows": rows,
         "forward_seconds": forward,
@@ -82,6 +85,20 @@ def worker(bits: int, tokenizer: Path, threads: int) -> dict[str, Any]:
         "memory_bytes": peak - before,
         "components": {**asdict(parts), "total": parts.total},
     }
+
+
+def _their_bytes(model: BertForSequenceClassification, folder: Path) -> int:
+    """Of the file that onnxruntime's MatMulNBits tool makes of torch's own export."""
+    checkpoint = folder / "checkpoint"
+    model.save_pretrained(checkpoint)
+    script = Path(__file__).with_name("latency_peers.py")
+    plain = folder / "ort-fp32" / "model.onnx"
+    for name in ("ort-fp32", "MatMulNBits"):
+        (folder / name).mkdir()
+        command = [sys.executable, script, "--candidate", name, "--checkpoint", checkpoint]
+        command += ["--plain", plain, "--output", folder / name]
+        subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    return sum(path.stat().st_size for path in (folder / "MatMulNBits").iterdir())
 
 
 def _batches(rows: int) -> Sequence[Mapping[str, torch.Tensor]]:
@@ -124,6 +141,12 @@ def _bars(eight: Mapping[str, Any], four: Mapping[str, Any]) -> list[Bar]:
         Bar("float, MB", eight["float_bytes"] / 1e6, 499, "at most"),
         Bar("8-bit file, MB", eight["components"]["total"] / 1e6, 112, "at most"),
         Bar("4-bit file, MB", four["components"]["total"] / 1e6, 60, "at most"),
+        Bar(
+            "4-bit file / onnxruntime's",
+            four["components"]["total"] / four["onnxruntime_bytes"],
+            0.30,
+            "at most",
+        ),
         Bar("W8A8 without the search, forward passes", passes, 3.0, "at most"),
         Bar("W4A8 with GPTQ, minutes", four["seconds"] / 60, 15.0, "at most"),
         *(

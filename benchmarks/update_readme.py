@@ -127,7 +127,6 @@ def _line(cells: list[str]) -> str:
 
 
 _TABLES: dict[str, Callable[[list[Path]], list[str]]] = {
-    "cpu_int8": _speed,
     "cpu_latency": _speed,
     "alternatives": _speed,
     "indonlu": _indonlu,

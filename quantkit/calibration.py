@@ -8,6 +8,7 @@ Extremes of rotated tensors do not follow from those of channels, and take a pas
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
@@ -23,6 +24,7 @@ from quantkit.errors import CheckpointError, DataError
 __all__ = [
     "Batch",
     "InputStatistics",
+    "Texts",
     "collect_observed",
     "collect_statistics",
     "each_input",
@@ -31,9 +33,29 @@ __all__ = [
 ]
 
 Batch = Mapping[str, Tensor]
-Sink = Callable[[SharedInput, list[Tensor]], None]  # one tensor [tokens, in] per text
 
 SAMPLED_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a batch of texts makes of one tensor, padding removed.
+
+    Attributes:
+        rows: float32 [tokens, in], text after text.
+        lengths: tokens of each text; 1 where a layer reads one vector per text.
+    """
+
+    rows: Tensor
+    lengths: Sequence[int]
+
+    @property
+    def each(self) -> tuple[Tensor, ...]:
+        """The rows [length, in] of every text by itself."""
+        return torch.split(self.rows, list(self.lengths))
+
+
+Sink = Callable[[SharedInput, Texts], None]
 
 
 class InputStatistics:
@@ -94,8 +116,8 @@ def collect_statistics(
     # layers would not be what a search has measured.
     statistics = {s: InputStatistics(seed + crc32(s.linears[0].encode())) for s in inputs}
 
-    def record(shared: SharedInput, texts: list[Tensor]) -> None:
-        statistics[shared].update(torch.cat(texts))
+    def record(shared: SharedInput, texts: Texts) -> None:
+        statistics[shared].update(texts.rows)
         if not statistics[shared].finite:
             raise CheckpointError(
                 f"The input of {shared.linears[0]} is not finite on calibration texts. Check "
@@ -139,10 +161,10 @@ def rotated_extremes(
     """
     observers = {shared: Observer() for shared in rotations}
 
-    def record(shared: SharedInput, texts: list[Tensor]) -> None:
+    def record(shared: SharedInput, texts: Texts) -> None:
         # Text by text, as pass B reads them: a product's last bits depend on its shape.
         factor, rotation = multipliers[shared], rotations[shared]
-        observers[shared].update(*(as_read(text, factor, rotation) for text in texts))
+        observers[shared].update(*(as_read(text, factor, rotation) for text in texts.each))
 
     if rotations and not each_input(model, list(rotations), batches, record):
         raise DataError(
@@ -176,9 +198,9 @@ def collect_observed(
         return {shared: Observed(*ends) for shared, ends in bounds.items()}
     observers = {shared: observer_for(calibrator, *ends) for shared, ends in bounds.items()}
 
-    def record(shared: SharedInput, texts: list[Tensor]) -> None:
+    def record(shared: SharedInput, texts: Texts) -> None:
         factor, rotation = multipliers[shared], (rotations or {}).get(shared)
-        observers[shared].update(*(as_read(text, factor, rotation) for text in texts))
+        observers[shared].update(*(as_read(text, factor, rotation) for text in texts.each))
 
     if not each_input(model, list(bounds), batches, record):
         raise DataError(
@@ -199,6 +221,7 @@ def each_input(
     sink: Sink,
     *,
     until_last: bool = False,
+    arguments: Sequence[str] | None = None,
 ) -> int:
     """Feed every batch through the model, every input's rows to `sink`; the number of batches.
 
@@ -206,28 +229,29 @@ def each_input(
         model: float or quantized.
         inputs: in the order of computation.
         batches: those arguments that the model does not take are left out.
-        sink: gets the input and one tensor [tokens, in] per text, float32, without padding.
+        sink: gets the input and what the batch's texts make of it.
         until_last: leave the layers behind the last input out.
+        arguments: that the model takes, where it cannot be described any more.
     """
     device = next(model.parameters()).device
-    names = describe(model).arguments
+    names = describe(model).arguments if arguments is None else arguments
     was_training, count = model.training, 0
     model.eval()
 
-    def passed_on(shared: SharedInput, texts: list[Tensor]) -> None:
+    def passed_on(shared: SharedInput, texts: Texts) -> None:
         sink(shared, texts)
         if until_last and shared == inputs[-1]:
             raise _LastSeen
 
     try:
         for batch in batches:
-            arguments = {name: batch[name].to(device) for name in names if name in batch}
+            given = {name: batch[name].to(device) for name in names if name in batch}
             with (
                 torch.inference_mode(),
                 suppress(_LastSeen),
-                _hooks(model, inputs, arguments, passed_on),
+                _hooks(model, inputs, given, passed_on),
             ):
-                model(**arguments)
+                model(**given)
             count += 1
     finally:
         model.train(was_training)
@@ -238,19 +262,19 @@ def each_input(
 def _hooks(
     model: nn.Module, inputs: Sequence[SharedInput], arguments: Batch, sink: Sink
 ) -> Iterator[None]:
-    """Hand each shared input, split by text and without padding, to `sink`."""
+    """Hand each shared input, without padding, to `sink`."""
     mask = arguments.get("attention_mask")
-    keep = None if mask is None else mask.bool()
+    keep = torch.ones_like(arguments["input_ids"]) if mask is None else mask
+    keep, lengths = keep.bool().cpu(), keep.bool().sum(1).tolist()
+    padded = not bool(keep.all())
 
     def hook_for(shared: SharedInput) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, positional: tuple[Any, ...]) -> None:
             values = positional[0].detach().float().cpu()
             if values.dim() == 2:  # the pooler and the head read one vector per text
-                sink(shared, [row[None] for row in values])
-            elif keep is None:
-                sink(shared, list(values))
+                sink(shared, Texts(values, [1] * len(values)))
             else:
-                sink(shared, [v[k] for v, k in zip(values, keep.cpu(), strict=True)])
+                sink(shared, Texts(values[keep] if padded else values.flatten(0, 1), lengths))
 
         return hook
 

@@ -1,11 +1,11 @@
 """How near one model's outputs are to the float model's, on rows with labels and on texts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from quantkit.answers import decisions
 from quantkit.batching import Encoded
@@ -19,7 +19,7 @@ from quantkit.metrics import (
     paired_bootstrap,
     statistics,
 )
-from quantkit.prediction import Outputs, predict
+from quantkit.prediction import Outputs, padded_batches, predict
 
 __all__ = ["Closeness", "FloatAnswers", "divergence", "divergence_power", "row_count", "sqnr_db"]
 
@@ -74,6 +74,11 @@ class FloatAnswers:
         features = self.head.kind == "features"
         self._references: Answers = self._answers if features else validation.references()
         self._score = self._statistic(self._answers)
+
+    def batches(self) -> Iterator[Mapping[str, Tensor]]:
+        """All that `closeness` runs through a model, in this order."""
+        for rows in (self.validation, self.texts):
+            yield from padded_batches(rows, self._padding)
 
     @property
     def rows(self) -> int:

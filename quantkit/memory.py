@@ -1,10 +1,11 @@
-"""How much memory a process holds, and how much it held at most."""
+"""How much memory a process holds, how much it held at most, and giving freed memory back."""
 
+import ctypes
 import resource
 import sys
 from pathlib import Path
 
-__all__ = ["resident_bytes"]
+__all__ = ["resident_bytes", "return_freed_memory"]
 
 
 def resident_bytes(*, peak: bool = False) -> int:
@@ -21,3 +22,15 @@ def resident_bytes(*, peak: bool = False) -> int:
                 return int(line.split()[1]) * 1024
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
+
+
+def return_freed_memory() -> None:
+    """Hand what tensors no longer use back to the system, where the C library can (glibc).
+
+    Between pieces of a long computation: glibc keeps freed blocks of up to 32 MB for later, and
+    blocks of other sizes then do not fit in. Quantizing BERT-base held a third more without.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)

@@ -1,6 +1,6 @@
 """What a torch model says about encoded rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from quantkit.batching import Encoded, collate, ordered_batches
 from quantkit.errors import DataError
 from quantkit.losses import loss_sum
 
-__all__ = ["Outputs", "mean_loss", "outputs_of", "predict", "predict_windows"]
+__all__ = ["Outputs", "mean_loss", "outputs_of", "padded_batches", "predict", "predict_windows"]
 
 Outputs = np.ndarray | list[np.ndarray]  # see `predict`
 
@@ -31,6 +31,14 @@ def predict(
         raise DataError("There are no rows to predict. Check the split of the dataset.")
     batches = ordered_batches(encoded.lengths(), batch_size)
     return outputs_of(encoded, predict_windows(model, encoded, batches, pad_token_id))
+
+
+def padded_batches(
+    encoded: Encoded, pad_token_id: int, batch_size: int = 32
+) -> Iterator[dict[str, Tensor]]:
+    """The batches that `predict` runs, in its order."""
+    for indices in ordered_batches(encoded.lengths(), batch_size):
+        yield collate(encoded, indices, pad_token_id)
 
 
 def predict_windows(

@@ -1,21 +1,20 @@
-"""Running only the layers behind a change: those before it hand out what they computed once.
+"""Running only the layers behind a point: those before it hand out what they computed once.
 
-A model of which one module is quantized computes in the layers before that module what the
-float model computes. With 12 layers, doing this once instead of once for every module saves
-half of the work of measuring all of them.
+Where a pass is made for every layer or every few of them, and the layers before it compute the
+same each time, doing that once saves half of the work: a model of which one module is quantized
+computes before that module what the float model computes, and so does the float model itself
+while the moments of its later layers are read.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from quantkit.batching import Encoded, collate, ordered_batches
-from quantkit.encoder import EncoderPlan, LayerPlan
+from quantkit.encoder import EncoderPlan
 from quantkit.placement import swap
-from quantkit.units import common_start
 
 __all__ = ["Replay"]
 
@@ -40,42 +39,37 @@ class _Recorded(nn.Module):
 
 
 class Replay:
-    """A float model whose first layers can be replaced by what they compute on given rows.
+    """A float model whose first layers can be replaced by what they compute on given batches.
 
-    In memory is one layer's output on all rows. Layers are to be asked for in ascending order:
-    each is recorded from the one before.
+    In memory is one layer's output on all batches: 100 MB for 32,768 tokens of BERT-base. Layers
+    are to be asked for in ascending order: each is recorded from the one before.
 
     Args:
         model: float; changed inside of `up_to` alone.
         encoder: its plan.
-        rows: what `prediction.predict` will run over, in this order, each time.
-        pad_token_id: fills the shorter rows of a batch.
-        batch_size: as `predict` will have it.
+        batches: makes all that will be run, in this order, each time.
     """
 
     def __init__(
         self,
         model: nn.Module,
         encoder: EncoderPlan,
-        rows: Sequence[Encoded],
-        *,
-        pad_token_id: int,
-        batch_size: int = 32,
+        batches: Callable[[], Iterable[Mapping[str, Tensor]]],
     ) -> None:
         self._model = model
-        self._names = [_module_of(layer) for layer in encoder.layers]
+        self._names = [layer.module for layer in encoder.layers]
         self._arguments = encoder.arguments
-        self._rows = rows
-        self._padding = pad_token_id
-        self._batch_size = batch_size
+        self._batches = batches
         self._done = 0  # layers that `_results` stand for
         self._results: list[object] = []
 
     @contextmanager
-    def up_to(self, layer: int) -> Iterator[None]:
+    def up_to(self, layer: int, following: int | None = None) -> Iterator[None]:
         """Layers before number `layer` return what the float model's return.
 
-        The block has to run the model over all rows, any number of times.
+        The block has to run the model over all batches, any number of times. If it is known
+        what the next call will ask for, `following`, and the block runs the float model once, at
+        least so far, then nothing needs to be computed again for that call.
 
         Raises:
             ValueError: a layer before an earlier call's.
@@ -83,45 +77,46 @@ class Replay:
         if layer < self._done:
             raise ValueError(f"layer {layer} was left behind: {self._done} are recorded")
         while self._done < layer:
-            with self._replaced():
-                results = self._record(self._names[self._done])
-            self._results, self._done = results, self._done + 1
-        with self._replaced():
+            with self._recording(self._done + 1):
+                self._run()
+        with self._recording(following or layer):
             yield
 
     @contextmanager
-    def _replaced(self) -> Iterator[None]:
+    def _recording(self, upto: int) -> Iterator[None]:
+        """With the recorded layers in their places, record so many from what the block runs."""
         names = self._names[: self._done]
         originals = {name: self._model.get_submodule(name) for name in names}
         swap(self._model, {name: _Recorded(self._results) for name in names})
+        results: list[object] = []
+        hook = None
+        if upto > self._done:
+            last = self._model.get_submodule(self._names[upto - 1])
+            hook = last.register_forward_hook(lambda *given: results.append(given[-1]))
         try:
             yield
         finally:
             swap(self._model, originals)
-
-    def _record(self, name: str) -> list[object]:
-        """What the module of a name returns, batch by batch."""
-        results: list[object] = []
-
-        def keep(_module: nn.Module, _arguments: object, result: object) -> None:
-            results.append(result)
-            raise _Stop
-
-        handle = self._model.get_submodule(name).register_forward_hook(keep)
-        try:
-            self._run()
-        finally:
-            handle.remove()
-        return results
+            if hook is not None:
+                hook.remove()
+        if hook is not None:
+            self._results, self._done = results, upto
 
     @torch.no_grad()
     def _run(self) -> None:
+        """All batches through the first layer that is not recorded, and no further."""
+
+        def stop(*_: object) -> None:
+            raise _Stop
+
         device = next(self._model.parameters()).device
-        for rows in self._rows:
-            for indices in ordered_batches(rows.lengths(), self._batch_size):
-                batch = collate(rows, indices, self._padding)
+        handle = self._model.get_submodule(self._names[self._done]).register_forward_hook(stop)
+        try:
+            for batch in self._batches():
                 arguments = {n: batch[n].to(device) for n in self._arguments if n in batch}
                 _until_stopped(self._model, arguments)
+        finally:
+            handle.remove()
 
 
 def _until_stopped(model: Callable[..., object], arguments: dict[str, Any]) -> None:
@@ -129,9 +124,3 @@ def _until_stopped(model: Callable[..., object], arguments: dict[str, Any]) -> N
         model(**arguments)
     except _Stop:
         return
-
-
-def _module_of(layer: LayerPlan) -> str:
-    """The module that holds all of a layer: what its names have in common."""
-    names = [name for shared in layer.inputs for name in shared.linears]
-    return common_start([*names, layer.activation, layer.output_norm]).rpartition(".")[0]

@@ -17,6 +17,7 @@ from quantkit.bound import BoundBackend
 from quantkit.choice import fastest
 from quantkit.errors import CheckpointError, DependencyError, RecipeError
 from quantkit.graph_cache import open_cached
+from quantkit.memory import return_freed_memory
 from quantkit.onnx_file import (
     TARGETS,
     ModelFile,
@@ -174,6 +175,7 @@ def _load_onnx(
             f"onnxruntime opened {path} on {found}, not on {name}, whose libraries it did not "
             f"find. Install those that this onnxruntime was built for, or load with device='cpu'."
         )
+    return_freed_memory()  # what unfolding 4-bit weights took is twice what they take then
     tokenizer = read_tokenizer(path)
     file = ModelFile.read(inference, tokenizer, path)
     if file.target is not None and file.target not in TARGETS[device]:

@@ -228,7 +228,7 @@ def _measure(
     say("reading the float model", 0, len(units))
     answers = FloatAnswers(shadow, texts, kl_texts, pad_token_id=padding)
     finished.put(FLOAT, {"score": answers.score})
-    replay = Replay(shadow, encoder, [texts, kl_texts], pad_token_id=padding)
+    replay = Replay(shadow, encoder, answers.batches)
     for done, unit in enumerate(units):
         if finished.get(unit.name) is None:
             first = len(encoder.layers) if unit.component == "head" else unit.layer or 0

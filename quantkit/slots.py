@@ -10,6 +10,8 @@ from quantkit.algorithms.gptq import Gptq
 from quantkit.algorithms.nearest import Nearest
 from quantkit.calibrators import Calibrator, MinMax
 from quantkit.config import STRICT
+from quantkit.integers import LARGEST_MULTIPLIER
+from quantkit.numerics import Grid, symmetric_grid
 
 __all__ = [
     "Activations",
@@ -62,6 +64,18 @@ class Weights:
                 "`per: channel`, or `bits: 4`"
             )
         return self
+
+    def grid(self, bits: int) -> Grid:
+        """The codes that a weight of so many bits may have: at 8 bits -127..127.
+
+        Narrow ones are -63..63: two products with uint8 codes, 2 * 63 * 255, fit into 16 bits.
+        """
+        return symmetric_grid(7 if self.narrow and bits == 8 else bits)
+
+    @property
+    def largest_multiplier(self) -> int:
+        """Of two levels: 16, or 9 where a code times its multiplier must stay in -63..63."""
+        return min(LARGEST_MULTIPLIER, self.grid(8).qmax // self.grid(4).qmax)
 
 
 @dataclass(frozen=True, config=STRICT)

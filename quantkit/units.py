@@ -16,7 +16,7 @@ from quantkit.encoder import EncoderPlan, SharedInput
 from quantkit.modules import QuantEmbedding, QuantLinear
 from quantkit.placement import Plan
 
-__all__ = ["Component", "Sizes", "Unit", "common_start", "sizes_of", "units_of"]
+__all__ = ["Component", "Sizes", "Unit", "sizes_of", "units_of"]
 
 Component = Literal[
     "embedding",
@@ -119,14 +119,14 @@ def _patterns(
     """One pattern that matches `modules` and nothing else of `known`; else the `first` names."""
     if len(modules) == 1:
         return modules
-    start = common_start(modules)
-    end = common_start([name[len(start) :][::-1] for name in modules])[::-1]
+    start = _common_start(modules)
+    end = _common_start([name[len(start) :][::-1] for name in modules])[::-1]
     pattern = f"{start}*{end}"
     matched = {name for name in known if fnmatchcase(name, pattern)}
     return (pattern,) if matched == set(modules) else first
 
 
-def common_start(names: Sequence[str]) -> str:
+def _common_start(names: Sequence[str]) -> str:
     """What all names begin with: `layer.1.` of `layer.1.key` and `layer.1.value`."""
     both = min(names), max(names)  # the two that differ earliest
     same = takewhile(lambda pair: pair[0] == pair[1], zip(*both, strict=False))

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 
@@ -15,6 +17,7 @@ from quantkit.exporter.batches import gate_batches
 from quantkit.exporter.bert import build
 from quantkit.exporter.constants import constant_value
 from quantkit.exporter.gate import check_parity
+from quantkit.exporter.graph import GraphWriter
 from quantkit.exporter.inspect import bytes_by_component, optimized_operators
 from quantkit.modules import QuantEmbedding, QuantLinear, TokenQuantizer
 from quantkit.packed import load_packed, save_packed
@@ -104,6 +107,7 @@ def test_weights_take_half_a_byte_and_run_as_int8(four: Quantized, tmp_path: Pat
     operators = optimized_operators(proto)
     assert operators["MatMulIntegerToFloat"] + operators["QAttention"] == 2 * 4 + 1
     assert operators["Cast"] <= 8  # what is left casts inputs and gathered rows, not weights
+    assert not {"QLinearConv", "Transpose"} & set(operators)
     assert "ScatterND" not in operators
     path = tmp_path / "model.onnx"
     onnx.save_model(proto, path)
@@ -120,6 +124,26 @@ def test_the_files_int8_weight_is_the_models(four: Quantized) -> None:
     found = constant_value(proto, product.input[1])
     assert found.dtype == np.int8
     np.testing.assert_array_equal(found, module.integers.wide().numpy().T)
+
+
+def test_the_product_of_codes_and_multipliers_is_onnxs_and_the_runtimes() -> None:
+    """All codes and stored multipliers, and products beyond int8, where all three saturate."""
+    factors = np.arange(-8, 8, dtype=np.int8)[:, None, None]
+    codes = np.broadcast_to(np.arange(-127, 128, dtype=np.int8), (1, 16, 255))
+    graph = GraphWriter()
+    one, zero = graph.constant("one", np.float32(1)), graph.constant("zero", np.int8(0))
+    middle = graph.constant("middle", np.int8(-9))
+    left, right = graph.constant("codes", codes), graph.constant("factors", factors)
+    inputs = [left, one, zero, right, one, middle, one, zero]
+    product = graph.add("QLinearConv", *inputs, group=16, kernel_shape=[1])
+    wide = graph.add("Cast", product, to=onnx.TensorProto.FLOAT, name="wide")
+    proto = graph.finish({}, wide, codes.shape, {})
+    expected = np.clip(codes * (factors[:, 0].astype(int) + 9), -128, 127)
+    (runtimes,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {})
+    (onnxs,) = ReferenceEvaluator(proto).run(None, {})
+    np.testing.assert_array_equal(runtimes, expected)
+    np.testing.assert_array_equal(onnxs, expected)
+    np.testing.assert_array_equal(constant_value(proto, product), expected)
 
 
 def test_frequent_rows_keep_8_bits_and_all_others_are_coarser(

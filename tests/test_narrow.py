@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 
-from quantkit.errors import RecipeError
 from quantkit.exporter import export
 from quantkit.exporter.initializers import merged_codes
 from quantkit.modules import QuantLinear
 from quantkit.ptq import Quantized, quantize
-from quantkit.qat import Lsq, prepare
+from quantkit.qat import Lsq, pack, prepare, set_progress
+from quantkit.qat.modules import FakeQuantLinear
 from quantkit.recipe import Recipe, with_bits, with_changes
 from tests.conftest import ROWS, batch_of
 from tests.reference.saturation import overflows, saturating_product
@@ -99,9 +99,19 @@ def test_the_file_says_it_and_passes_the_gate(
         assert properties["quantkit.narrow"] == said
 
 
-def test_qat_refuses_a_grid_that_it_does_not_train_on(
-    model: BertForSequenceClassification,
-) -> None:
-    with pytest.raises(RecipeError, match=r"weights\.narrow"):
-        prepare(model, made(model, 8, True), Lsq())
-    assert torch.is_grad_enabled()
+@pytest.mark.parametrize("bits", [8, 4])
+def test_training_keeps_to_the_narrow_grid(bits: int, model: BertForSequenceClassification) -> None:
+    """Weights that want to leave it, and multipliers that are chosen anew."""
+    start = made(model, bits, True)
+    trained = prepare(model, start, Lsq())
+    with torch.no_grad():
+        for module in trained.modules():
+            if isinstance(module, FakeQuantLinear):
+                module.weight.mul_(1.5)
+    set_progress(trained, 1, 10)  # the step at which multipliers are chosen anew
+    packed = pack(trained, start)
+    matrices = [merged_codes([linear]) for linear in linears(packed)]
+    assert max(int(np.abs(each.astype(np.int32)).max()) for each in matrices) == 63
+    batch = batch_of(4, 20, seed=5)
+    with torch.inference_mode():
+        assert torch.equal(trained(**batch).logits, packed.model(**batch).logits)

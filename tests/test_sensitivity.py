@@ -19,7 +19,6 @@ from quantkit.partial import PartialResults
 from quantkit.placement import decide, swap
 from quantkit.ptq import quantize
 from quantkit.recipe import Recipe
-from quantkit.replay import Replay
 from quantkit.sensitivity import Sensitivity, analyse, apart
 from quantkit.units import sizes_of, units_of
 from tests.conftest import ROWS, batch_of
@@ -255,11 +254,3 @@ def test_compensation_is_left_out() -> None:
     recipe = recipe_of_bits(4, compensation={})
     assert recipe.compensation is not None
     assert apart(recipe).compensation is None
-
-
-def test_replay_goes_forward_only(bert: PreTrainedModel) -> None:
-    replay = Replay(bert, describe(bert), [rows_for(bert, 4, seed=0)], pad_token_id=0)
-    with replay.up_to(1):
-        pass
-    with pytest.raises(ValueError, match="layer 0 was left behind"), replay.up_to(0):
-        pass

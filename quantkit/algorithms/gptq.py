@@ -74,7 +74,7 @@ class Gptq:
             raise ValueError(f"GPTQ needs the Hessian of {weight.shape[1]} inputs.")
         order = self._order(hessian.diagonal())
         back = order.argsort()
-        h = hessian[order][:, order]
+        h = hessian[order[:, None], order]
         # Transposed, so that a column of the weight is one piece of memory.
         w = weight[:, order].T.contiguous()
         s = scale.expand_as(weight)[:, order].T.contiguous()

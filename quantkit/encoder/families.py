@@ -224,18 +224,21 @@ def _layers(family: _Family, model: PreTrainedModel, prefix: str) -> tuple[Layer
     plans: list[LayerPlan] = []
     firsts: dict[int, int] = {}  # a weight's identity -> the first layer that holds it
     for number in range(model.config.num_hidden_layers):
-        inside = f"{prefix}{family.layer.format(number)}."
-        norm: Any = model.get_submodule(f"{inside}{family.names.output_norm}")
+        module = f"{prefix}{family.layer.format(number)}"
+        norm: Any = model.get_submodule(f"{module}.{family.names.output_norm}")
         first = firsts.setdefault(id(norm.weight), number)
-        plans.append(_layer(family.names, inside, first))
+        plans.append(_layer(family.names, module, first))
     return tuple(plans)
 
 
-def _layer(names: _LayerNames, inside: str, first: int) -> LayerPlan:
+def _layer(names: _LayerNames, module: str, first: int) -> LayerPlan:
+    inside = f"{module}."
+
     def reads(*linears: str, producer: str | None = None) -> SharedInput:
         return SharedInput(tuple(f"{inside}{name}" for name in linears), producer)
 
     return LayerPlan(
+        module=module,
         query_key_value=reads(names.query, names.key, names.value),
         attention_output=reads(names.attention_output, producer=f"{inside}{names.value}"),
         attention_norm=f"{inside}{names.attention_norm}",

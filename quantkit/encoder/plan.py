@@ -46,9 +46,12 @@ class EmbeddingPlan:
 class LayerPlan:
     """One transformer layer, post-LayerNorm: norm(x + sublayer(x)) twice.
 
-    `first` is the number of the first layer that holds the very same weights: this layer's
-    own, except where a model calls one layer several times.
+    `module` is the one that holds all the others. `first` is the number of the first layer that
+    holds the very same weights: this layer's own, except where a model calls one layer several
+    times.
     """
+
+    module: str
 
     query_key_value: SharedInput
     attention_output: SharedInput
@@ -114,6 +117,13 @@ class EncoderPlan:
         for layer in self.layers:
             yield from layer.inputs
         yield from self.head.inputs
+
+    def layers_before(self, shared: SharedInput) -> int:
+        """How many layers are computed before this tensor: all of them where the head reads it."""
+        for number, layer in enumerate(self.layers):
+            if shared in layer.inputs:
+                return number
+        return 0 if shared == self.embedding.projection else len(self.layers)
 
     def calls(self) -> Iterator[tuple[SharedInput, ...]]:
         """`inputs`, those whose Linears hold the same weights together: one per call."""

@@ -13,7 +13,7 @@ from quantkit.encoder import SharedInput, describe, unroll
 from quantkit.errors import CheckpointError, DataError, RecipeError
 from quantkit.placement import Plan, copy_without, decide, quantized_calls, quantized_inputs, swap
 from quantkit.ptq.embeddings import embeddings
-from quantkit.ptq.inputs import InputDecision, clipping_notes, input_readers, rotation_notes
+from quantkit.ptq.inputs import InputDecision, Reader, clipping_notes, input_readers, rotation_notes
 from quantkit.ptq.resume import LayerStore, fingerprint
 from quantkit.ptq.smoothing import Smoothing, folds, linear_of, smooth
 from quantkit.ptq.weights import Progress, WeightMaker
@@ -100,6 +100,7 @@ def quantize(
     WeightMaker(
         unrolled,
         result,
+        encoder,
         plan,
         recipe,
         statistics,
@@ -109,18 +110,12 @@ def quantize(
         store,
         say,
     ).fill(calls)
+    errors = {
+        shared: _error(unrolled, result, shared, seen.rows, smoothing)
+        for shared, seen in statistics.items()
+    }
     decisions = tuple(
-        InputDecision(
-            shared.linears,
-            plan.bits(shared.linears[0]) or 0,
-            smoothing[shared].setting,
-            smoothing[shared].folded,
-            readers[shared].low,
-            readers[shared].high,
-            readers[shared].clipped_texts,
-            _error(unrolled, result, shared, statistics[shared].rows, smoothing),
-            smoothing[shared].rotation,
-        )
+        _decision(shared, plan, smoothing[shared], readers[shared], errors[shared])
         for shared in inputs
     )
     nn.Module.float(result)  # what stays in float; checkpoints are often loaded in 16 bits
@@ -133,6 +128,22 @@ def quantize(
         if each.vector is not None
     }
     return Quantized(result.train(False), plan, recipe, decisions, notes, trimmed, vectors)
+
+
+def _decision(
+    shared: SharedInput, plan: Plan, smoothing: Smoothing, reader: Reader, error: float
+) -> InputDecision:
+    return InputDecision(
+        linears=shared.linears,
+        bits=plan.bits(shared.linears[0]) or 0,
+        smoothing=smoothing.setting,
+        folded=smoothing.folded,
+        low=reader.low,
+        high=reader.high,
+        clipped_texts=reader.clipped_texts,
+        error=error,
+        rotation=smoothing.rotation,
+    )
 
 
 def output_factors(quantized: Quantized) -> dict[str, Tensor]:

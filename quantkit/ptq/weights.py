@@ -15,19 +15,19 @@ from quantkit.algorithms.weight_range import (
     two_level_scales,
 )
 from quantkit.calibration import Batch, InputStatistics
-from quantkit.encoder import SharedInput
+from quantkit.encoder import EncoderPlan, SharedInput
 from quantkit.errors import RecipeError
-from quantkit.integers import LARGEST_MULTIPLIER, Integers, two_level_steps
+from quantkit.integers import Integers, two_level_steps
+from quantkit.memory import return_freed_memory
 from quantkit.modules import QuantLinear
-from quantkit.moments import InputMoments, MomentCollector, in_turns, spread
-from quantkit.numerics import Grid, symmetric_grid
+from quantkit.moments import InputMoments, MomentCollector, in_turns, stride_for
 from quantkit.placement import Plan, swap
 from quantkit.ptq.inputs import Reader
 from quantkit.ptq.resume import LayerStore
 from quantkit.ptq.smoothing import Smoothing, folds, linear_of, rotations_of
-from quantkit.recipe import Recipe, Weights
+from quantkit.recipe import Recipe
 
-__all__ = ["Progress", "WeightMaker", "check_group", "rounded", "weight_grid"]
+__all__ = ["Progress", "WeightMaker", "check_group", "rounded"]
 
 Progress = Callable[[str, int, int], None]  # what is done now, how many are done, of how many
 
@@ -56,6 +56,7 @@ class WeightMaker:
 
     model: nn.Module
     working: nn.Module
+    encoder: EncoderPlan
     plan: Plan
     recipe: Recipe
     statistics: Mapping[SharedInput, InputStatistics]
@@ -93,13 +94,16 @@ class WeightMaker:
                 missing.append(together)
             else:
                 yield together, _restored(found, self._bits(together), len(together[0].linears))
-        for turn in self._turns(missing):
-            moments = self._moments(turn)
+        turns, collector = list(self._turns(missing)), self._collector()
+        for at, turn in enumerate(turns):
+            following = turns[at + 1][0][0] if at + 1 < len(turns) else None
+            moments = self._moments(collector, turn, following)
             made = []
             for together in turn:
                 weights = self._made(together, [moments.pop(s) for s in together if s in moments])
                 self.store.put(together[0].linears[0], _storable(weights))
                 made.append((together, weights))
+            return_freed_memory()
             # Not earlier: the moments of a turn are those of Linears that are still float.
             yield from made
 
@@ -118,36 +122,49 @@ class WeightMaker:
             yield calls
 
     @property
+    def _needs_means(self) -> bool:
+        return self.recipe.bias_correction or self.recipe.compensation is not None
+
+    @property
     def _needs_moments(self) -> bool:
-        recipe = self.recipe
-        asked = recipe.rounding.needs_hessian or recipe.bias_correction
-        return asked or recipe.compensation is not None
+        return self.recipe.rounding.needs_hessian or self._needs_means
 
     @property
     def _widths(self) -> dict[SharedInput, int]:
         return {shared: len(seen.low) for shared, seen in self.statistics.items()}
 
-    def _moments(self, turn: Sequence[tuple[SharedInput, ...]]) -> dict[SharedInput, InputMoments]:
+    def _collector(self) -> MomentCollector:
+        return MomentCollector(
+            self.model,
+            self.encoder,
+            {shared: each.multiplier for shared, each in self.smoothing.items()},
+            rotations_of(self.smoothing),
+            {shared for shared, each in self.smoothing.items() if each.folded},
+            {s: each.quantizer for s, each in self.readers.items() if self._needs_means},
+            self.batches,
+            self._strides(),
+        )
+
+    def _strides(self) -> dict[SharedInput, int]:
+        """All texts are read, but where moments only steer 8-bit rounding."""
+        if self._needs_means:
+            return {}
+        stride = stride_for(self.batches, EIGHT_BIT_TOKENS)
+        eight = {shared: self.plan.bits(shared.linears[0]) == 8 for shared in self.statistics}
+        return {shared: stride if few else 1 for shared, few in eight.items()}
+
+    def _moments(
+        self,
+        collector: MomentCollector,
+        turn: Sequence[tuple[SharedInput, ...]],
+        following: SharedInput | None,
+    ) -> dict[SharedInput, InputMoments]:
+        inputs = [shared for together in turn for shared in together]
         if not self._needs_moments:
             return {}
-        inputs = [shared for together in turn for shared in together]
-        collector = MomentCollector(
-            self.model,
-            {shared: self.smoothing[shared].multiplier for shared in inputs},
-            rotations_of(self.smoothing),
-            {shared for shared in inputs if self.smoothing[shared].folded},
-            {shared: self.readers[shared].quantizer for shared in inputs},
-            self._texts(turn),
-        )
-        working = None if self.recipe.compensation is None else self.working
-        return collector.collect(inputs, self._widths, working)
-
-    def _texts(self, turn: Sequence[tuple[SharedInput, ...]]) -> Sequence[Batch]:
-        """What moments are read from: all texts, but where they only steer 8-bit rounding."""
-        means = self.recipe.bias_correction or self.recipe.compensation is not None
-        if means or any(self._bits(together) < 8 for together in turn):
-            return self.batches
-        return spread(self.batches, EIGHT_BIT_TOKENS)
+        if self.recipe.compensation is not None:
+            return collector.collect_pairs(inputs, self._widths, self.working)
+        return collector.collect(inputs, self._widths, following)
 
     def _made(
         self, together: tuple[SharedInput, ...], moments: Sequence[InputMoments]
@@ -207,11 +224,12 @@ def rounded(
     Raises:
         RecipeError: its width is no multiple of the recipe's group.
     """
-    slot, grid = recipe.weights, weight_grid(recipe.weights, bits)
+    slot, grid = recipe.weights, recipe.weights.grid(bits)
     if slot.per == "group" and bits == 4:
         check_group(name, weight.shape[1], slot.group, "weights")
-        largest = min(LARGEST_MULTIPLIER, weight_grid(slot, 8).qmax // grid.qmax)
-        scale, multipliers = two_level_scales(weight, slot.group, grid, importance, largest)
+        scale, multipliers = two_level_scales(
+            weight, slot.group, grid, importance, slot.largest_multiplier
+        )
         wide = two_level_steps(scale, multipliers, weight.shape[1])
         codes = recipe.rounding.round(weight, wide, grid, hessian)
         return Integers.of(codes, scale, bits, multipliers)
@@ -222,14 +240,6 @@ def rounded(
     else:
         scale = absmax_scale(weight, grid)
     return Integers.of(recipe.rounding.round(weight, scale, grid, hessian), scale, bits)
-
-
-def weight_grid(slot: Weights, bits: int) -> Grid:
-    """The codes that a Linear's weight of so many bits may have: at 8 bits -127..127.
-
-    Narrow ones are -63..63: two products with uint8 codes, 2 * 63 * 255, fit into 16 bits.
-    """
-    return symmetric_grid(7 if slot.narrow and bits == 8 else bits)
 
 
 def check_group(name: str, width: int, group: int, slot: str) -> None:
@@ -248,7 +258,10 @@ def check_group(name: str, width: int, group: int, slot: str) -> None:
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor | None:
-    return torch.stack(list(tensors)).mean(0) if tensors else None
+    """Of none: None. Of one, as nearly always: itself, since Hessians are large."""
+    if len(tensors) < 2:
+        return tensors[0] if tensors else None
+    return torch.stack(list(tensors)).mean(0)
 
 
 def _storable(weights: Sequence[_Weight]) -> dict[str, Tensor]:

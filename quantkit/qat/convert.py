@@ -47,15 +47,9 @@ def prepare(model: PreTrainedModel, quantized: Quantized, ranges: Ranges) -> Pre
 
     Raises:
         CheckpointError: `model` does not fit `quantized`.
-        RecipeError: an input that was always 0 on the calibration texts has no range to train,
-            or `weights.narrow`, a grid that training would leave.
+        RecipeError: an input that was always 0 on the calibration texts has no range to train.
     """
     _refuse_dead(quantized.decisions)
-    if quantized.recipe.weights.narrow:
-        raise RecipeError(
-            "weights.narrow is true, and quantization-aware training has the full grid of 8 bits. "
-            "Train with weights.narrow=false, or use the model as ptq made it."
-        )
     tokens = TokenMask()
     maker = _Maker(unroll(model), quantized, ranges, tokens)
     result = copy_without(
@@ -132,13 +126,15 @@ class _Maker:
         self, calls: tuple[SharedInput, ...], factors: Mapping[str, Tensor]
     ) -> dict[str, nn.Module]:
         """Linears of the same weights: one set of parameters, a reader for each call."""
-        readers = [self._reader(shared) for shared in calls]
+        readers, slot = [self._reader(shared) for shared in calls], self.quantized.recipe.weights
         made: dict[str, nn.Module] = {}
         for at, first in enumerate(calls[0].linears):
             weight = self._smoothed(first, calls[0], factors.get(first))
             for call, (shared, reader) in enumerate(zip(calls, readers, strict=True)):
                 start = self._start(shared.linears[at])
-                module = FakeQuantLinear(weight, start, reader, owner=at == 0, learned=self.learned)
+                module = FakeQuantLinear(
+                    weight, start, reader, slot, owner=at == 0, learned=self.learned
+                )
                 if call:
                     first_module = made[first]
                     assert isinstance(first_module, FakeQuantLinear)

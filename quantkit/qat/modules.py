@@ -32,6 +32,7 @@ from quantkit.numerics import (
 )
 from quantkit.qat.straight_through import fake_input, fake_linear, fake_weight
 from quantkit.qat.watch import RangeWatch, TokenMask
+from quantkit.recipe import Weights
 
 __all__ = [
     "FakeQuantEmbedding",
@@ -171,14 +172,16 @@ class _FakeMatrix(nn.Module):
     Args:
         weight: [rows, columns] float32, with `start`'s codes.
         start: the integers that it starts with.
+        grid: of the codes.
         learned: whether the scales are a parameter.
     """
 
     base_scale: Tensor
     multipliers: Tensor | None
 
-    def __init__(self, weight: Tensor, start: Integers, *, learned: bool) -> None:
+    def __init__(self, weight: Tensor, start: Integers, grid: Grid, *, learned: bool) -> None:
         super().__init__()
+        self.grid = grid
         self.weight = nn.Parameter(weight)
         self.register_buffer("base_scale", start.scale.clone())
         self.register_buffer("multipliers", _copied(start.multipliers))
@@ -202,7 +205,7 @@ class _FakeMatrix(nn.Module):
         return widened(self._codes(scale), self.multipliers)
 
     def _codes(self, scale: Tensor) -> Tensor:
-        return _codes(self.weight.detach(), scale, self.multipliers, symmetric_grid(self.bits))
+        return _codes(self.weight.detach(), scale, self.multipliers, self.grid)
 
 
 class FakeQuantLinear(_FakeMatrix):
@@ -212,6 +215,7 @@ class FakeQuantLinear(_FakeMatrix):
         weight: latent [out, in] float32.
         start: the module that it starts as.
         reader: of its input; None: the input stays in float.
+        slot: the recipe's, which says what codes and multipliers there are.
         owner: whether the reader is this module's own; else another Linear's.
         learned: whether the scales are a parameter.
     """
@@ -221,11 +225,14 @@ class FakeQuantLinear(_FakeMatrix):
         weight: Tensor,
         start: QuantLinear,
         reader: FakeReader | None,
+        slot: Weights,
         *,
         owner: bool,
         learned: bool,
     ) -> None:
-        super().__init__(weight, start.integers, learned=learned)
+        grid = slot.grid(start.integers.bits)
+        super().__init__(weight, start.integers, grid, learned=learned)
+        self.largest_multiplier = slot.largest_multiplier
         self.bias = None if start.bias is None else nn.Parameter(start.bias.clone())
         if owner and reader is not None:
             self.input = reader
@@ -255,8 +262,7 @@ class FakeQuantLinear(_FakeMatrix):
                 codes, input_scale, zero_point, self.wide(scale), scale, self.bias
             )
         read = x if reader is None else reader.handed.read(reader, x, owner=self.owner)
-        grid = symmetric_grid(self.bits)
-        return fake_linear(read, self.weight, self.scale, self.multipliers, grid, self.bias)
+        return fake_linear(read, self.weight, self.scale, self.multipliers, self.grid, self.bias)
 
     def packed(self, integers: Integers, quantizer: Any, *, owner: bool) -> QuantLinear:  # noqa: ANN401
         """The same as it is deployed, of integers and a quantizer that others may share."""
@@ -284,7 +290,8 @@ class FakeQuantEmbedding(_FakeMatrix):
     def __init__(
         self, weight: Tensor, start: QuantEmbedding, padding: int | None, *, learned: bool
     ) -> None:
-        super().__init__(weight, start.integers, learned=learned)
+        grid = symmetric_grid(start.integers.bits)
+        super().__init__(weight, start.integers, grid, learned=learned)
         self.register_buffer("frequent_rows", _copied(start.frequent_rows))
         self.padding = padding
 
@@ -294,7 +301,7 @@ class FakeQuantEmbedding(_FakeMatrix):
         rows = lookup(ids, self.weight, self.padding)
         scale = lookup(ids, self.scale)
         multipliers = None if self.multipliers is None else lookup(ids, self.multipliers)
-        values = fake_weight(rows, scale, multipliers, symmetric_grid(self.bits))
+        values = fake_weight(rows, scale, multipliers, self.grid)
         if self.frequent_rows is None:
             return values
         _, frequent = among(self.frequent_rows, ids)

@@ -4,8 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from quantkit.integers import LARGEST_MULTIPLIER, in_groups
-from quantkit.numerics import dequantize, quantize, symmetric_grid
+from quantkit.integers import in_groups
+from quantkit.numerics import Grid, dequantize, quantize
 from quantkit.qat.modules import FakeQuantInput, FakeQuantLinear
 
 __all__ = ["best_multipliers", "set_progress"]
@@ -52,11 +52,15 @@ def _follow(inputs: list[FakeQuantInput], done: float) -> None:
 def _choose_again(module: FakeQuantLinear) -> None:
     if module.multipliers is None:
         return
-    found = best_multipliers(module.weight, module.scale, module.multipliers, module.bits)
+    found = best_multipliers(
+        module.weight, module.scale, module.multipliers, module.grid, module.largest_multiplier
+    )
     module.multipliers.copy_(found)
 
 
-def best_multipliers(weight: Tensor, scale: Tensor, multipliers: Tensor, bits: int) -> Tensor:
+def best_multipliers(
+    weight: Tensor, scale: Tensor, multipliers: Tensor, grid: Grid, largest: int
+) -> Tensor:
     """Multipliers int8 [rows, groups] of least squared error at the given scales.
 
     A group keeps the one it has unless another one's error is smaller.
@@ -65,9 +69,9 @@ def best_multipliers(weight: Tensor, scale: Tensor, multipliers: Tensor, bits: i
         weight: float32 [rows, columns].
         scale: float32 [rows, 1].
         multipliers: int8 [rows, groups], as they are now.
-        bits: of the codes.
+        grid: of the codes.
+        largest: multiplier.
     """
-    grid = symmetric_grid(bits)
     zero = torch.zeros((), dtype=grid.dtype, device=weight.device)
     grouped = in_groups(weight, multipliers.shape[-1])
 
@@ -78,7 +82,7 @@ def best_multipliers(weight: Tensor, scale: Tensor, multipliers: Tensor, bits: i
         return squares.sum(-1)
 
     best, least = multipliers, error(multipliers)
-    for value in range(1, LARGEST_MULTIPLIER + 1):
+    for value in range(1, largest + 1):
         candidate = torch.full_like(multipliers, value)
         found = error(candidate)
         best, least = torch.where(found < least, candidate, best), torch.minimum(least, found)
