@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 from quantkit.checkpoint import reachable_rows
 from quantkit.exporter.bert import build
 from quantkit.exporter.inspect import bytes_by_component
-from quantkit.memory import resident_bytes
+from quantkit.memory import resident_bytes, return_freed_memory
 from quantkit.ptq import quantize
 from quantkit.recipe import Recipe, with_bits
 
@@ -64,6 +64,7 @@ def worker(bits: int, tokenizer: Path, threads: int) -> dict[str, Any]:
     rows = reachable_rows(AutoTokenizer.from_pretrained(tokenizer))
     batches = list(_batches(rows))
     forward = _forward_seconds(model, batches)
+    return_freed_memory()
     recipe = with_bits(Recipe(name="speed", task="none", model="none"), bits)
     clock, began = _Clock(), time.perf_counter()
     made = quantize(model, batches, recipe=recipe, reachable_rows=rows, progress=clock)

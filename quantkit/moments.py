@@ -38,24 +38,26 @@ class InputMoments:
 
     def update(self, exact: Tensor, read: Tensor) -> None:
         """Add rows [n, in] of x and the same of x̂."""
+        before, self._tokens = self._tokens, self._tokens + len(exact)
+        # Means all the way, so that nobody needs a second matrix to divide sums by tokens.
+        shares = {"beta": before / self._tokens, "alpha": 1.0 / self._tokens}
         if self._crossed is None:
-            self._products.addmm_(exact.T, exact)
+            self._products.addmm_(exact.T, exact, **shares)
         else:
-            self._products.addmm_(read.T, read)
-            self._crossed.addmm_(exact.T, read)
+            self._products.addmm_(read.T, read, **shares)
+            self._crossed.addmm_(exact.T, read, **shares)
         self._sums += exact.sum(0)
         self._read_sums += read.sum(0)
-        self._tokens += len(exact)
 
     @property
     def hessian(self) -> Tensor:
         """E[x̂ x̂ᵀ] [in, in] of a pair, else E[x xᵀ], float32."""
-        return self._products / self._tokens
+        return self._products
 
     @property
     def cross(self) -> Tensor | None:
         """E[x x̂ᵀ] [in, in], float32."""
-        return None if self._crossed is None else self._crossed / self._tokens
+        return self._crossed
 
     @property
     def mean(self) -> Tensor:

@@ -38,11 +38,23 @@ class _Recorded(nn.Module):
         return result
 
 
+class _Recorder:
+    """A hook that records what a layer returns, each in the place of what an earlier one did."""
+
+    def __init__(self, results: list[object]) -> None:
+        self._results = results
+        self._at = 0
+
+    def __call__(self, _module: nn.Module, _arguments: object, result: object) -> None:
+        self._results[self._at : self._at + 1] = [result]
+        self._at += 1
+
+
 class Replay:
     """A float model whose first layers can be replaced by what they compute on given batches.
 
-    In memory is one layer's output on all batches: 100 MB for 32,768 tokens of BERT-base. Layers
-    are to be asked for in ascending order: each is recorded from the one before.
+    In memory is one layer's output on all batches, once: 100 MB for 32,768 tokens of BERT-base.
+    Layers are to be asked for in ascending order: each is recorded from the one before.
 
     Args:
         model: float; changed inside of `up_to` alone.
@@ -77,40 +89,47 @@ class Replay:
         if layer < self._done:
             raise ValueError(f"layer {layer} was left behind: {self._done} are recorded")
         while self._done < layer:
-            with self._recording(self._done + 1):
-                self._run()
-        with self._recording(following or layer):
+            next_one = self._done + 1
+            with self._replaced(), self._recording(next_one):
+                self._run(self._names[next_one - 1])
+        with self._replaced(), self._recording(following or layer):
             yield
 
     @contextmanager
-    def _recording(self, upto: int) -> Iterator[None]:
-        """With the recorded layers in their places, record so many from what the block runs."""
+    def _replaced(self) -> Iterator[None]:
         names = self._names[: self._done]
         originals = {name: self._model.get_submodule(name) for name in names}
         swap(self._model, {name: _Recorded(self._results) for name in names})
-        results: list[object] = []
-        hook = None
-        if upto > self._done:
-            last = self._model.get_submodule(self._names[upto - 1])
-            hook = last.register_forward_hook(lambda *given: results.append(given[-1]))
         try:
             yield
         finally:
             swap(self._model, originals)
-            if hook is not None:
-                hook.remove()
-        if hook is not None:
-            self._results, self._done = results, upto
+
+    @contextmanager
+    def _recording(self, upto: int) -> Iterator[None]:
+        """Record so many layers from what the block runs."""
+        if upto <= self._done:
+            yield
+            return
+        before, self._done = self._results, 0  # if the block fails, there is nothing left
+        self._results = []
+        last = self._model.get_submodule(self._names[upto - 1])
+        handle = last.register_forward_hook(_Recorder(before))
+        try:
+            yield
+        finally:
+            handle.remove()
+        self._results, self._done = before, upto
 
     @torch.no_grad()
-    def _run(self) -> None:
-        """All batches through the first layer that is not recorded, and no further."""
+    def _run(self, last: str) -> None:
+        """All batches through the layer of that name, and no further."""
 
         def stop(*_: object) -> None:
             raise _Stop
 
         device = next(self._model.parameters()).device
-        handle = self._model.get_submodule(self._names[self._done]).register_forward_hook(stop)
+        handle = self._model.get_submodule(last).register_forward_hook(stop)
         try:
             for batch in self._batches():
                 arguments = {n: batch[n].to(device) for n in self._arguments if n in batch}

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from quantkit.calibration import Batch, collect_statistics
 from quantkit.encoder import SharedInput, describe, unroll
 from quantkit.errors import CheckpointError, DataError, RecipeError
+from quantkit.memory import return_freed_memory
 from quantkit.placement import Plan, copy_without, decide, quantized_calls, quantized_inputs, swap
 from quantkit.ptq.embeddings import embeddings
 from quantkit.ptq.inputs import InputDecision, Reader, clipping_notes, input_readers, rotation_notes
@@ -88,9 +89,11 @@ def quantize(
     inputs, calls = quantized_inputs(encoder, plan), quantized_calls(encoder, plan)
     say("reading inputs", 0, len(inputs))
     statistics = collect_statistics(unrolled, inputs, batches, recipe.calibration.seed)
+    return_freed_memory()
     say("smoothing", 0, len(calls))
     smoothing = smooth(unrolled, calls, statistics, plan, recipe, fold=fold)
     readers = input_readers(unrolled, statistics, smoothing, batches, recipe)
+    return_freed_memory()
     counts = _counts(batches, unrolled, encoder.embedding.words, word_counts)
     tables, trimmed = embeddings(unrolled, encoder, plan, recipe, reachable_rows, counts)
     linears = [name for shared in inputs for name in shared.linears]

@@ -31,8 +31,8 @@ __all__ = ["Progress", "WeightMaker", "check_group", "rounded"]
 
 Progress = Callable[[str, int, int], None]  # what is done now, how many are done, of how many
 
-# Share of the model's bytes that the Hessians of one turn may take.
-HESSIAN_SHARE = 0.25
+# Share of the model's bytes that the Hessians of one turn may take: of BERT-base's, a layer's.
+HESSIAN_SHARE = 0.1
 # Tokens that the Hessians of 8-bit weights are of, at least, where there are more of them. Half of
 # a calibration's time would go into the others.
 EIGHT_BIT_TOKENS = 8192
@@ -98,6 +98,7 @@ class WeightMaker:
         for at, turn in enumerate(turns):
             following = turns[at + 1][0][0] if at + 1 < len(turns) else None
             moments = self._moments(collector, turn, following)
+            return_freed_memory()
             made = []
             for together in turn:
                 weights = self._made(together, [moments.pop(s) for s in together if s in moments])
