@@ -104,7 +104,7 @@ class WeightMaker:
                 weights = self._made(together, [moments.pop(s) for s in together if s in moments])
                 self.store.put(together[0].linears[0], _storable(weights))
                 made.append((together, weights))
-            return_freed_memory()
+                return_freed_memory()
             # Not earlier: the moments of a turn are those of Linears that are still float.
             yield from made
 
