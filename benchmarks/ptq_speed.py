@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from bert_sizes import random_model
 from harness import RESULTS, Bar, finish, table
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from latency_files import Environments, Sizes, make
+from transformers import AutoTokenizer, PreTrainedModel
 
 from quantkit.checkpoint import reachable_rows
 from quantkit.exporter.bert import build
@@ -35,7 +37,7 @@ from quantkit.recipe import Recipe, with_bits
 
 BITS = (8, 4)
 SAMPLES, LENGTH, BATCH = 256, 128, 16
-DECLARED_ROWS = 50_000
+SIZES = Sizes(vocab=50_000)  # the rows that IndoBERT's configuration declares
 
 
 class _Clock:
@@ -56,10 +58,7 @@ def worker(bits: int, tokenizer: Path, threads: int) -> dict[str, Any]:
     """Quantize once and measure."""
     torch.set_num_threads(threads)
     before = resident_bytes()
-    torch.manual_seed(0)
-    config: Any = BertConfig(vocab_size=DECLARED_ROWS)
-    config.num_labels = 3
-    model = BertForSequenceClassification(config)
+    model = random_model(SIZES)
     model.train(False)
     rows = reachable_rows(AutoTokenizer.from_pretrained(tokenizer))
     batches = list(_batches(rows))
@@ -74,7 +73,7 @@ def worker(bits: int, tokenizer: Path, threads: int) -> dict[str, Any]:
         path = Path(folder) / "model.onnx"
         onnx.save_model(build(made.model, {}), path)
         parts = bytes_by_component(path)
-        theirs = _their_bytes(model, Path(folder)) if bits == 4 else None
+        theirs = _their_bytes(Path(folder)) if bits == 4 else None
     return {
         "bits": bits,
         "onnxruntime_bytes": theirs,
@@ -88,18 +87,9 @@ def worker(bits: int, tokenizer: Path, threads: int) -> dict[str, Any]:
     }
 
 
-def _their_bytes(model: BertForSequenceClassification, folder: Path) -> int:
-    """Of the file that onnxruntime's MatMulNBits tool makes of torch's own export."""
-    checkpoint = folder / "checkpoint"
-    model.save_pretrained(checkpoint)
-    script = Path(__file__).with_name("latency_peers.py")
-    plain = folder / "ort-fp32" / "model.onnx"
-    for name in ("ort-fp32", "MatMulNBits"):
-        (folder / name).mkdir()
-        command = [sys.executable, script, "--candidate", name, "--checkpoint", checkpoint]
-        command += ["--plain", plain, "--output", folder / name]
-        subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    return sum(path.stat().st_size for path in (folder / "MatMulNBits").iterdir())
+def _their_bytes(folder: Path) -> int:
+    """Of the file that onnxruntime's MatMulNBits tool makes of torch's export of the same model."""
+    return (make("MatMulNBits", SIZES, folder, Environments()) / "model.onnx").stat().st_size
 
 
 def _batches(rows: int) -> Sequence[Mapping[str, torch.Tensor]]:
@@ -116,7 +106,7 @@ def _batches(rows: int) -> Sequence[Mapping[str, torch.Tensor]]:
 
 
 def _forward_seconds(
-    model: BertForSequenceClassification, batches: Sequence[Mapping[str, torch.Tensor]]
+    model: PreTrainedModel, batches: Sequence[Mapping[str, torch.Tensor]]
 ) -> float:
     """One pass over all texts."""
     began = time.perf_counter()

@@ -24,6 +24,7 @@ from quantkit.errors import CheckpointError, DataError
 __all__ = [
     "Batch",
     "InputStatistics",
+    "PassEnded",
     "Texts",
     "collect_observed",
     "collect_statistics",
@@ -210,8 +211,8 @@ def collect_observed(
     return {shared: observer.observed() for shared, observer in observers.items()}
 
 
-class _LastSeen(Exception):  # noqa: N818 - no error
-    """Ends a forward pass whose remainder nobody reads."""
+class PassEnded(Exception):  # noqa: N818 - no error
+    """Raised by a hook to end a forward pass whose remainder nobody reads."""
 
 
 def each_input(
@@ -241,14 +242,14 @@ def each_input(
     def passed_on(shared: SharedInput, texts: Texts) -> None:
         sink(shared, texts)
         if until_last and shared == inputs[-1]:
-            raise _LastSeen
+            raise PassEnded
 
     try:
         for batch in batches:
             given = {name: batch[name].to(device) for name in names if name in batch}
             with (
                 torch.inference_mode(),
-                suppress(_LastSeen),
+                suppress(PassEnded),
                 _hooks(model, inputs, given, passed_on),
             ):
                 model(**given)
@@ -263,10 +264,9 @@ def _hooks(
     model: nn.Module, inputs: Sequence[SharedInput], arguments: Batch, sink: Sink
 ) -> Iterator[None]:
     """Hand each shared input, without padding, to `sink`."""
-    mask = arguments.get("attention_mask")
-    keep = torch.ones_like(arguments["input_ids"]) if mask is None else mask
-    keep, lengths = keep.bool().cpu(), keep.bool().sum(1).tolist()
-    padded = not bool(keep.all())
+    mask = arguments.get("attention_mask", torch.ones_like(arguments["input_ids"]))
+    keep = mask.bool().cpu()
+    lengths, padded = keep.sum(1).tolist(), not bool(keep.all())
 
     def hook_for(shared: SharedInput) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(_module: nn.Module, positional: tuple[Any, ...]) -> None:

@@ -14,9 +14,11 @@ __all__ = ["Outputs", "mean_loss", "outputs_of", "padded_batches", "predict", "p
 
 Outputs = np.ndarray | list[np.ndarray]  # see `predict`
 
+BATCH_SIZE = 32
+
 
 def predict(
-    model: nn.Module, encoded: Encoded, *, pad_token_id: int, batch_size: int = 32
+    model: nn.Module, encoded: Encoded, *, pad_token_id: int, batch_size: int = BATCH_SIZE
 ) -> Outputs:
     """The model's outputs on all rows, in their order; `model` keeps its train mode.
 
@@ -34,7 +36,7 @@ def predict(
 
 
 def padded_batches(
-    encoded: Encoded, pad_token_id: int, batch_size: int = 32
+    encoded: Encoded, pad_token_id: int, batch_size: int = BATCH_SIZE
 ) -> Iterator[dict[str, Tensor]]:
     """The batches that `predict` runs, in its order."""
     for indices in ordered_batches(encoded.lengths(), batch_size):

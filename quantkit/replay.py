@@ -7,20 +7,17 @@ while the moments of its later layers are read.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quantkit.calibration import PassEnded
 from quantkit.encoder import EncoderPlan
 from quantkit.placement import swap
 
 __all__ = ["Replay"]
-
-
-class _Stop(Exception):  # noqa: N818 - no error
-    """Ends a forward pass whose remainder nobody reads."""
 
 
 class _Recorded(nn.Module):
@@ -79,9 +76,9 @@ class Replay:
     def up_to(self, layer: int, following: int | None = None) -> Iterator[None]:
         """Layers before number `layer` return what the float model's return.
 
-        The block has to run the model over all batches, any number of times. If it is known
-        what the next call will ask for, `following`, and the block runs the float model once, at
-        least so far, then nothing needs to be computed again for that call.
+        The block has to run the model over all batches, any number of times. With `following`,
+        the layer that the next call will ask for, it has to run the float model, once and at
+        least so far: what it computes is recorded, and not computed again for that call.
 
         Raises:
             ValueError: a layer before an earlier call's.
@@ -89,9 +86,8 @@ class Replay:
         if layer < self._done:
             raise ValueError(f"layer {layer} was left behind: {self._done} are recorded")
         while self._done < layer:
-            next_one = self._done + 1
-            with self._replaced(), self._recording(next_one):
-                self._run(self._names[next_one - 1])
+            with self._replaced(), self._recording(self._done + 1):
+                self._run(self._names[self._done])
         with self._replaced(), self._recording(following or layer):
             yield
 
@@ -111,35 +107,30 @@ class Replay:
         if upto <= self._done:
             yield
             return
-        before, self._done = self._results, 0  # if the block fails, there is nothing left
-        self._results = []
         last = self._model.get_submodule(self._names[upto - 1])
-        handle = last.register_forward_hook(_Recorder(before))
+        handle = last.register_forward_hook(_Recorder(self._results))
         try:
             yield
+        except BaseException:
+            self._results, self._done = [], 0  # some batches may be those of the later layer
+            raise
         finally:
             handle.remove()
-        self._results, self._done = before, upto
+        self._done = upto
 
     @torch.no_grad()
     def _run(self, last: str) -> None:
         """All batches through the layer of that name, and no further."""
 
         def stop(*_: object) -> None:
-            raise _Stop
+            raise PassEnded
 
         device = next(self._model.parameters()).device
         handle = self._model.get_submodule(last).register_forward_hook(stop)
         try:
             for batch in self._batches():
                 arguments = {n: batch[n].to(device) for n in self._arguments if n in batch}
-                _until_stopped(self._model, arguments)
+                with suppress(PassEnded):
+                    self._model(**arguments)
         finally:
             handle.remove()
-
-
-def _until_stopped(model: Callable[..., object], arguments: dict[str, Any]) -> None:
-    try:
-        model(**arguments)
-    except _Stop:
-        return

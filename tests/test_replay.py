@@ -149,7 +149,7 @@ def test_an_input_that_reads_fewer_texts_does_not_change_the_others() -> None:
     assert torch.equal(alone[few].hessian, found[few].hessian)
 
 
-def test_every_so_manieth_batch() -> None:
+def test_the_stride_leaves_about_so_many_tokens() -> None:
     batches = [{"input_ids": torch.zeros(16, 128, dtype=torch.int64)}] * 16
     assert stride_for(batches, 8192) == 4
     assert stride_for(batches, 10**6) == 1

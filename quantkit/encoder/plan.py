@@ -52,7 +52,6 @@ class LayerPlan:
     """
 
     module: str
-
     query_key_value: SharedInput
     attention_output: SharedInput
     attention_norm: str

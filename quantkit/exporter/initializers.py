@@ -106,10 +106,8 @@ class Initializers:
         at most 7 * 16, are exact.
         """
         graph = self._graph
-        one, zero = (
-            graph.constant("scale_1", np.float32(1)),
-            graph.constant("zero_code", np.int8(0)),
-        )
+        one = graph.constant("scale_1", np.float32(1))
+        zero = graph.constant("zero_code", np.int8(0))
         # (stored - (-9)): the zero point makes multipliers of what is stored in four bits.
         middle = graph.constant("middle_multiplier", np.int8(-MIDDLE))
         inputs = (self._cast(nibbles, INT8), one, zero, self._cast(factors, INT8), one, middle)

@@ -113,13 +113,15 @@ def quantize(
         store,
         say,
     ).fill(calls)
-    errors = {
-        shared: _error(unrolled, result, shared, seen.rows, smoothing)
-        for shared, seen in statistics.items()
-    }
     decisions = tuple(
-        _decision(shared, plan, smoothing[shared], readers[shared], errors[shared])
-        for shared in inputs
+        _decision(
+            shared,
+            plan,
+            smoothing[shared],
+            readers[shared],
+            _error(unrolled, result, shared, seen.rows, smoothing),
+        )
+        for shared, seen in statistics.items()
     )
     nn.Module.float(result)  # what stays in float; checkpoints are often loaded in 16 bits
     if trimmed:
