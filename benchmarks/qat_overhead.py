@@ -59,8 +59,8 @@ SHAPES = ("8x64", "smsa")
 PEERS = ("peer", "peer-frozen")
 # Tokens of SmSA's training texts with IndoBERT's tokenizer, at every twentieth quantile.
 QUANTILES = (*(3, 8, 11, 14, 16, 19, 22, 25, 27, 30, 33, 36, 40, 44, 49, 54, 60, 67, 73, 79, 132),)
-WARM, STEPS = 2, {"8x64": 6, "smsa": 5}  # untimed and timed steps
-ROUNDS, LEAST_ROUNDS = 7, 5
+WARM, STEPS = 1, {"8x64": 4, "smsa": 3}  # untimed and timed steps
+ROUNDS, LEAST_ROUNDS = 5, 5
 STEPS_OF_A_RUN = 1000  # that set_progress is told
 
 Batch = dict[str, Tensor]
