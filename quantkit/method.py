@@ -14,6 +14,7 @@ from quantkit.errors import CheckpointError, QuantkitError, RecipeError
 from quantkit.heads import Head
 from quantkit.losses import loss_sum
 from quantkit.optimization import parameter_groups
+from quantkit.prediction import Outputs
 from quantkit.recipe import Training
 
 __all__ = ["Batch", "Divergence", "Method", "Objective", "TaskLoss", "before_any_update", "plain"]
@@ -58,6 +59,8 @@ class Method:
             or else a resumed run would not end with the same bits.
         identity: what a resumed run has to share with its beginning beside its settings, its
             rows and the shapes of its model: plain values.
+        divergence: of the outputs of all validation rows: how far they are from where they should
+            be. Epochs compete by it, and the least wins; None: by the task's score.
     """
 
     objective: Objective
@@ -65,6 +68,7 @@ class Method:
     explain: Callable[[Divergence], QuantkitError]
     before_step: Callable[[int, int], None] = lambda _step, _steps: None
     identity: object = None
+    divergence: Callable[[Outputs], float] | None = None
 
 
 @dataclass(frozen=True)

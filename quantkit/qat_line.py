@@ -129,20 +129,53 @@ def qat(
         made = work.quantized(task, progress)
     rows = TrainingRows.of(task, made.model, made.tokenizer, made.limit)
     trained = prepare(made.model, made.quantized, work.slot.scales)
-    method = qat_method(trained, made.model, made.quantized, made.tokenizer, task.head, work.slot)
+    method = qat_method(
+        *(trained, made.model, made.quantized, made.tokenizer, task.head, work.slot),
+        validation=rows.validation,
+    )
     if processes.is_main_process:
         work.keep_start(made)
         work.state.parent.mkdir(parents=True, exist_ok=True)
     if work.slot.control:
         work.train_float_longer(rows, processes)
-    outputs = predict(trained, rows.validation, pad_token_id=rows.pad_token_id)
-    before = rows.score(rows.validation.references(), outputs)
+    before = _Before.of(trained, rows, method)
     result = work.train(trained, rows, work.slot, work.state, method)
     found = None
     if processes.is_main_process:
         found = work.keep(trained, made, task, result, before)
     processes.wait_for_everyone()
     return found
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What the validation rows say of the model that training begins with."""
+
+    score: float
+    divergence: float | None  # None: epochs compete by the score
+
+    @classmethod
+    def of(cls, trained: PreTrainedModel, rows: TrainingRows, method: Method) -> "_Before":
+        outputs = predict(trained, rows.validation, pad_token_id=rows.pad_token_id)
+        score = rows.score(rows.validation.references(), outputs)
+        return cls(score, None if method.divergence is None else method.divergence(outputs))
+
+    def better_than(self, result: TrainingResult) -> str | None:
+        """What training made worse, if it did."""
+        if self.divergence is None:
+            if result.best_score >= self.score:
+                return None
+            return (
+                f"the validation score was {100 * self.score:.2f} before it and is "
+                f"{100 * result.best_score:.2f}"
+            )
+        after = result.history[result.best_epoch - 1]["validation_divergence"]
+        if after <= self.divergence:
+            return None
+        return (
+            f"the validation rows' divergence from the teacher's answers was "
+            f"{self.divergence:.5f} before it and is {after:.5f}"
+        )
 
 
 @dataclass(frozen=True)
@@ -260,7 +293,7 @@ class _Work:
         made: QuantizedCheckpoint,
         task: TaskData,
         result: TrainingResult,
-        before: float,
+        before: _Before,
     ) -> TrainedFolder:
         """Pack, export, check and record; then forget what a killed run would have needed."""
         trained.to("cpu")  # type: ignore[arg-type]  # where files are made and checked
@@ -272,25 +305,24 @@ class _Work:
             record = {
                 **asdict(result),
                 "settings": asdict(self.slot),
-                "validation_score_before": before,
+                **{f"validation_{name}_before": value for name, value in asdict(before).items()},
                 "test": asdict(check),
             }
             write_json(partial / TRAINING, record)
         shutil.rmtree(self.state, ignore_errors=True)
         self.layers.clear()
         exported = replace(exported, path=self.folder / exported.path.relative_to(partial))
-        return TrainedFolder(self.folder, packed, exported, result, before, check)
+        return TrainedFolder(self.folder, packed, exported, result, before.score, check)
 
-    def _notes(self, result: TrainingResult, before: float) -> list[str]:
+    def _notes(self, result: TrainingResult, before: _Before) -> list[str]:
         slot = self.slot
         notes = [
             f"{self.folder.name} was trained on for {result.steps} steps from what quantization "
             f"had left (scales {slot.scales.name}, teacher {slot.teacher}, seed {slot.seed})."
         ]
-        if result.best_score < before:
+        if worse := before.better_than(result):
             notes.append(
-                f"Training did not help: the validation score was {100 * before:.2f} before it "
-                f"and is {100 * result.best_score:.2f}. Lower qat.lr, train for more epochs, or "
-                f"take {self.run.quantized_folder(self.recipe).name}."
+                f"Training did not help: {worse}. Lower qat.lr, train for more epochs, or take "
+                f"{self.run.quantized_folder(self.recipe).name}."
             )
         return notes

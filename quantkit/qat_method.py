@@ -7,14 +7,18 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from quantkit.batching import Encoded
+from quantkit.closeness import divergence
 from quantkit.errors import QuantkitError, RecipeError
 from quantkit.heads import Head
 from quantkit.method import Divergence, Method, Objective, TaskLoss, before_any_update
+from quantkit.prediction import Outputs, predict
 from quantkit.ptq import Quantized, output_factors
 from quantkit.ptq.resume import fingerprint
 from quantkit.qat import Lsq, diagnose, parameter_groups, refuse_dead_inputs, set_progress
 from quantkit.recipe import Qat
 from quantkit.teacher import DistillationLoss, load_teacher
+from quantkit.training_rows import padding_of
 from quantkit.training_slots import NOBODY, SELF
 
 __all__ = ["qat_method"]
@@ -27,6 +31,7 @@ def qat_method(
     tokenizer: PreTrainedTokenizerBase,
     head: Head,
     slot: Qat,
+    validation: Encoded | None = None,
 ) -> Method:
     """The method that trains a model of `qat.prepare`.
 
@@ -37,6 +42,9 @@ def qat_method(
         tokenizer: of both.
         head: what they answer.
         slot: the recipe's.
+        validation: rows whose answers are held against the teacher's after each epoch, if it is the
+            teacher alone that the model learns from: a few hundred labels tell epochs apart less
+            well than how near the answers' shares are (`closeness.divergence`).
 
     Raises:
         CheckpointError: the teacher cannot be loaded.
@@ -44,20 +52,23 @@ def qat_method(
     """
     objective: Objective = TaskLoss(head)
     identity = [fingerprint("", quantized.model, ())]
+    from_teacher: Callable[[Outputs], float] | None = None
     if slot.teacher != NOBODY:
         teacher = model if slot.teacher == SELF else load_teacher(slot.teacher, head, tokenizer)
         factors, weights = output_factors(quantized), slot.distillation.with_task(0.0)
         objective = DistillationLoss(trained, teacher, head, weights, factors)
         identity.append(fingerprint("", teacher, ()))
+        if validation is not None and not weights.task:
+            answers = predict(teacher, validation, pad_token_id=padding_of(tokenizer))
+            from_teacher = partial(divergence, head, answers)
     groups: list[dict[str, Any]] = parameter_groups(
         trained,
         lr=slot.lr,
         weight_decay=slot.weight_decay,
         scale_lr=slot.scales.lr if isinstance(slot.scales, Lsq) else slot.lr,
     )
-    return Method(
-        objective, groups, partial(_explain, trained, slot), _before_step(trained), identity
-    )
+    explain = partial(_explain, trained, slot)
+    return Method(objective, groups, explain, _before_step(trained), identity, from_teacher)
 
 
 def _before_step(trained: nn.Module) -> Callable[[int, int], None]:

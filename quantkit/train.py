@@ -50,11 +50,12 @@ class TrainingResult:
     """What a fine-tuning run came to.
 
     The keys of a `history` entry are `epoch` (from 1), `train_loss`, `validation_loss`,
-    `validation_score`, `lr` (of the epoch's last step), `seconds` and, within them,
-    `validation_seconds`; those of a `curve` entry `step`, `loss` (of that step) and `lr`.
+    `validation_score`, `validation_divergence` (where epochs compete by it, see `Method`), `lr`
+    (of the epoch's last step), `seconds` and, within them, `validation_seconds`; those of a
+    `curve` entry `step`, `loss` (of that step) and `lr`.
     """
 
-    best_score: float
+    best_score: float  # of the validation rows, in the best epoch
     best_epoch: int  # from 1
     steps: int
     seconds: float  # a resumed run counts the time before the kill, up to the saved state
@@ -93,7 +94,8 @@ def finetune(
         validation: rows that decide which epoch is the best.
         settings: the recipe's slot.
         pad_token_id: fills the shorter rows of a batch.
-        score: of all validation rows; higher is better; of equal epochs the earlier one wins.
+        score: of all validation rows; higher is better. Epochs compete by it unless `method` says
+            by what else; of equal ones the earlier wins.
         state_folder: where to save every `save_every` steps and after each epoch, or nowhere.
         method: what is minimised, with which knobs; default: plain fine-tuning.
         resume: go on from the state in `state_folder`; without a state, begin.
@@ -254,18 +256,19 @@ def _close_epoch(loop: _Loop, position: Position, best: Weights) -> tuple[Positi
     """Measure the validation rows, keep the weights if they are the best, save and report."""
     started = time.perf_counter()
     inputs, settings, epoch = loop.inputs, loop.inputs.settings, position.epoch + 1
-    loss, value = _validate(loop, position.step)
+    found = _validate(loop, position.step)
     validation_seconds = time.perf_counter() - started
     entry = {
         "epoch": float(epoch),
         "train_loss": position.loss_sum / max(1, position.labels),
-        "validation_loss": loss,
-        "validation_score": value,
+        **found,
         "lr": _lr(inputs, position.step),
         "seconds": position.seconds + validation_seconds,
         "validation_seconds": validation_seconds,
     }
-    position = position.after_epoch(value, entry)
+    divergence = found.get("validation_divergence")
+    rank = found["validation_score"] if divergence is None else -divergence
+    position = position.after_epoch(rank, entry)
     if position.best_epoch == epoch:
         best = copy_weights(loop.store.model)
     loop.store.save(position, best)
@@ -273,8 +276,8 @@ def _close_epoch(loop: _Loop, position: Position, best: Weights) -> tuple[Positi
     return position, best
 
 
-def _validate(loop: _Loop, steps: int) -> tuple[float, float]:
-    """Mean loss and score of the validation rows, each process predicting its share of them."""
+def _validate(loop: _Loop, steps: int) -> dict[str, float]:
+    """What an epoch's entry says of the validation rows, each process predicting its share."""
     data, accelerator = loop.inputs.validation, loop.accelerator
     batches = ordered_batches(data.lengths(), loop.inputs.settings.batch_size)
     mine = batches[accelerator.process_index :: accelerator.num_processes]
@@ -286,7 +289,10 @@ def _validate(loop: _Loop, steps: int) -> tuple[float, float]:
     loss = mean_loss(data, outputs)
     if not math.isfinite(loss):
         raise loop.inputs.diverged("validation loss", loss, steps)
-    return loss, float(loop.inputs.score(data.references(), outputs))
+    score = float(loop.inputs.score(data.references(), outputs))
+    found = {"validation_loss": loss, "validation_score": score}
+    divergence = loop.inputs.method.divergence
+    return found if divergence is None else {**found, "validation_divergence": divergence(outputs)}
 
 
 def _lr(inputs: _Inputs, steps: int) -> float:
@@ -299,7 +305,7 @@ def _result(
 ) -> TrainingResult:
     device = accelerator.device
     return TrainingResult(
-        best_score=position.best_score,
+        best_score=position.history[position.best_epoch - 1]["validation_score"],
         best_epoch=position.best_epoch,
         steps=position.step,
         seconds=sum(entry["seconds"] for entry in position.history),
@@ -315,8 +321,10 @@ def _result(
 
 
 def _line(entry: dict[str, float], epochs: int) -> str:
+    divergence = entry.get("validation_divergence")
+    nearness = "" if divergence is None else f"divergence {divergence:.5f}  "
     return (
         f"epoch {entry['epoch']:.0f}/{epochs}  train loss {entry['train_loss']:.4f}  "
         f"validation loss {entry['validation_loss']:.4f}  "
-        f"validation score {entry['validation_score']:.4f}  {entry['seconds']:.1f} s"
+        f"validation score {entry['validation_score']:.4f}  {nearness}{entry['seconds']:.1f} s"
     )

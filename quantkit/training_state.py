@@ -51,7 +51,7 @@ class Position:
     loss_sum: float = 0.0  # over the labels of this epoch
     labels: int = 0  # of this epoch
     seconds: float = 0.0  # of this epoch
-    best_score: float = 0.0
+    best_rank: float = 0.0  # the best epoch's, in what epochs compete by; higher is better
     best_epoch: int = 0  # from 1; 0: none is complete
     history: tuple[dict[str, float], ...] = ()  # one entry per complete epoch
     curve: tuple[dict[str, float], ...] = ()  # loss and learning rate along the steps
@@ -72,13 +72,13 @@ class Position:
         point = {"step": float(self.step), "loss": loss, "lr": lr}
         return dataclasses.replace(self, curve=(*self.curve, point))
 
-    def after_epoch(self, score: float, entry: dict[str, float]) -> "Position":
-        """The position behind this epoch; it is the best one if `score` is higher than any."""
-        improved = not self.best_epoch or score > self.best_score
+    def after_epoch(self, rank: float, entry: dict[str, float]) -> "Position":
+        """The position behind this epoch; it is the best one if `rank` is higher than any."""
+        improved = not self.best_epoch or rank > self.best_rank
         return Position(
             epoch=self.epoch + 1,
             step=self.step,
-            best_score=score if improved else self.best_score,
+            best_rank=rank if improved else self.best_rank,
             best_epoch=self.epoch + 1 if improved else self.best_epoch,
             history=(*self.history, entry),
             curve=self.curve,

@@ -94,6 +94,10 @@ def test_the_integers_were_trained_and_the_record_says_how(trained: Line) -> Non
     assert record["settings"]["scales"] == {"name": "lsq", "lr": 1e-3}
     assert len(record["history"]) == 2
     assert 0.0 <= record["validation_score_before"] <= 1.0
+    # The epoch that is nearest to the float model is kept.
+    apart = [epoch["validation_divergence"] for epoch in record["history"]]
+    assert record["best_epoch"] == 1 + apart.index(min(apart))
+    assert record["validation_divergence_before"] > 0.0
     test = record["test"]
     assert (test["rows"], test["score"], test["model"]) == (60, "macro_f1", test["file"])
     longer = run.training_of(run.longer_folder)

@@ -12,9 +12,12 @@ import torch
 from transformers import PreTrainedModel
 
 from quantkit.batching import collate
+from quantkit.closeness import divergence
 from quantkit.encoder import describe
 from quantkit.errors import CheckpointError, RecipeError
 from quantkit.heads import Head
+from quantkit.method import Method
+from quantkit.prediction import predict
 from quantkit.ptq import Quantized, output_factors, quantize
 from quantkit.qat import Ema, Fixed, Lsq, pack, prepare
 from quantkit.qat_method import qat_method
@@ -253,6 +256,23 @@ def test_labels_weigh_nothing_beside_a_teacher_unless_the_recipe_says_so() -> No
             values.append(float(method.objective(student, batch, labels)))
     assert values[0] == values[1]
     assert values[2] == pytest.approx(values[1] + values[3], rel=1e-5)
+
+
+def test_epochs_compete_by_how_near_they_are_to_the_teacher_if_labels_weigh_nothing() -> None:
+    model, quantized = start()
+    student = prepare(model, quantized, Lsq())
+    rows, tokenizer = make_rows(20, 1), byte_level_tokenizer()
+
+    def method(slot: Qat) -> Method:
+        return qat_method(student, model, quantized, tokenizer, CLASSES, slot, rows)
+
+    answers, changed = (predict(each, rows, pad_token_id=0) for each in (model, student))
+    found = method(SLOT).divergence
+    assert found is not None
+    assert (found(answers), found(changed)) == (0.0, divergence(CLASSES, answers, changed))
+    nobody = replace(SLOT, teacher="none", distillation=Distillation())
+    assert method(nobody).divergence is None
+    assert method(replace(SLOT, distillation=Distillation(task=0.5))).divergence is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

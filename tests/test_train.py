@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from quantkit.batching import References
 from quantkit.errors import CheckpointError, DataError, RecipeError
 from quantkit.heads import Head
+from quantkit.method import plain
 from quantkit.metrics import main_score
 from quantkit.optimization import lr_factor
 from quantkit.prediction import Outputs
 from quantkit.recipe import Finetune
 from quantkit.train import TrainingResult
 from tests.training import (
+    CLASSES,
     FEATURES,
     REGRESSION,
     SETTINGS,
@@ -108,6 +110,16 @@ def test_the_weights_of_the_best_epoch_are_kept() -> None:
     final = model.state_dict()
     equal = [all(torch.equal(shot[key], final[key]) for key in final) for shot in snapshots[3::4]]
     assert equal == [False, True, False, False]
+
+
+def test_where_a_method_has_a_divergence_the_least_wins_and_not_the_best_score() -> None:
+    divergences, scores = iter([0.3, 0.1, 0.1, 0.2]), iter([0.9, 0.6, 0.7, 0.8])
+    model, settings = make_model(), replace(SETTINGS, epochs=4)
+    method = replace(plain(model, CLASSES, settings), divergence=lambda _: next(divergences))
+    result = run(model, settings=settings, score=lambda *_: next(scores), method=method)
+    assert (result.best_epoch, result.best_score) == (2, 0.6)
+    found = [entry["validation_divergence"] for entry in result.history]
+    assert found == [0.3, 0.1, 0.1, 0.2]
 
 
 CHANGES = [replace(SETTINGS, dropout=0.0), replace(SETTINGS, seed=1)]

@@ -23,7 +23,7 @@ POSITION = Position(
     loss_sum=0.1 + 0.2,
     labels=7,
     seconds=3.5,
-    best_score=0.75,
+    best_rank=0.75,
     best_epoch=1,
     history=({"epoch": 1.0, "train_loss": 0.7},),
     curve=({"step": 1.0, "loss": 1 / 3, "lr": 1e-5},),
@@ -97,8 +97,8 @@ def test_a_step_and_an_epoch_move_the_position_on() -> None:
     assert position.curve == (*POSITION.curve, {"step": 6.0, "loss": 0.5, "lr": 1e-3})
     entry = {"epoch": 2.0}
     worse, better = position.after_epoch(0.75, entry), position.after_epoch(0.8, entry)
-    assert (worse.best_score, worse.best_epoch) == (0.75, 1)
-    assert (better.best_score, better.best_epoch) == (0.8, 2)
+    assert (worse.best_rank, worse.best_epoch) == (0.75, 1)
+    assert (better.best_rank, better.best_epoch) == (0.8, 2)
     # The counts of the epoch begin anew; those of the run go on.
     begun = (worse.epoch, worse.batch, worse.step, worse.loss_sum, worse.labels, worse.seconds)
     assert begun == (2, 0, 6, 0.0, 0, 0.0)
