@@ -6,8 +6,7 @@ Variants of a unit: float, float trained on for as many steps, and W8A8, W4A8 an
 after training. Scores are those of exported files on the full test set. `--ablation` makes W4A8
 four times instead, each with one thing more: straight-through gradients alone, learned scales,
 the teacher's logits, its hidden states and attention. Training rows and, for the best epoch,
-validation rows are all that training sees. The learning rate is fine-tuning's: on NERGrit's
-validation rows 5e-5, 1e-4 and 2e-4 left 4-bit models ever nearer to float, 8-bit ones equally near.
+validation rows are all that training sees.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from harness import Bar, finish, table
-from units import FINETUNE, HEADER, TASKS, Unit, cells, finished, labelling, means, parser
+from units import HEADER, TASKS, Unit, cells, finished, labelling, means, parser
 
 from quantkit.answers import decisions
 from quantkit.files import read_json, write_json
@@ -75,7 +74,6 @@ class Bench:
         """The recipe of one variant."""
         trained = {
             "qat.epochs": self.options.epochs,
-            "qat.lr": FINETUNE["finetune.lr"],
             "qat.precision": "bf16",
             "qat.seed": self.unit.recipe.finetune.seed,
             "qat.control": control,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from units import HEADER, cells, means
 
 from quantkit.files import read_json, write_text
 from quantkit.report import Report, report_rows
@@ -86,6 +87,14 @@ def _numbers(row: list[float]) -> list[str]:
     return [signed.get(at, "{:.1f}").format(value) for at, value in enumerate(row)]
 
 
+def _units(files: list[Path]) -> list[str]:
+    """Means over an accuracy benchmark's units, method by method."""
+    units = [read_json(file) for file in files]
+    found = {name: means(units, name) for name in units[0]["scores"]}
+    head = [_line(HEADER), f"| --- |{' ---: |' * (len(HEADER) - 1)}"]
+    return [*head, *(_line(row) for row in cells(found))]
+
+
 def _recurrent(files: list[Path]) -> list[str]:
     """Mean, lowest and highest macro F1 of each network's seeds."""
     found: dict[str, list[float]] = {}
@@ -130,6 +139,7 @@ _TABLES: dict[str, Callable[[list[Path]], list[str]]] = {
     "cpu_latency": _speed,
     "alternatives": _speed,
     "indonlu": _indonlu,
+    "units": _units,
     "recurrent": _recurrent,
     "ppkm": _ppkm,
 }
