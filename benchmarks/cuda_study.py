@@ -203,7 +203,8 @@ def _quantized(unit: _Unit, recipe: Recipe, method: str) -> None:
     if unit.missing(f"{method}-qat"):
         slot = recipe.qat or Qat(seed=unit.seed, precision="auto")
         trained = prepare(model, made, slot.scales)
-        how = qat_method(trained, _moved(model, unit.device), made, tokenizer, unit.head, slot)
+        teacher, validation = _moved(model, unit.device), unit.rows["validation"]
+        how = qat_method(trained, teacher, made, tokenizer, unit.head, slot, validation)
         unit.train(f"{method}-qat", trained, tokenizer, slot.shared(), how)
         unit.answer(f"{method}-qat", pack(_moved(trained, "cpu"), made).model, tokenizer)
 

@@ -70,6 +70,26 @@ class Method:
     identity: object = None
     divergence: Callable[[Outputs], float] | None = None
 
+    def standing(self, score: float, outputs: Outputs) -> dict[str, float]:
+        """What the validation rows say of a model, as the history of a training has it.
+
+        Args:
+            score: the task's.
+            outputs: of all rows.
+
+        Returns:
+            `validation_score`, and `validation_divergence` if there is a divergence.
+        """
+        if self.divergence is None:
+            return {"validation_score": score}
+        return {"validation_score": score, "validation_divergence": self.divergence(outputs)}
+
+    def rank(self, standing: Mapping[str, float]) -> float:
+        """What models compete by, of such a standing; higher is better."""
+        if self.divergence is None:
+            return standing["validation_score"]
+        return -standing["validation_divergence"]
+
 
 @dataclass(frozen=True)
 class TaskLoss:

@@ -6,7 +6,7 @@ just more training. A killed run goes on with `resume` to the bits of one that w
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -129,53 +129,35 @@ def qat(
         made = work.quantized(task, progress)
     rows = TrainingRows.of(task, made.model, made.tokenizer, made.limit)
     trained = prepare(made.model, made.quantized, work.slot.scales)
-    method = qat_method(
-        *(trained, made.model, made.quantized, made.tokenizer, task.head, work.slot),
-        validation=rows.validation,
-    )
+    method = work.method(trained, made, rows)
     if processes.is_main_process:
         work.keep_start(made)
         work.state.parent.mkdir(parents=True, exist_ok=True)
     if work.slot.control:
         work.train_float_longer(rows, processes)
-    before = _Before.of(trained, rows, method)
+    before = _standing(trained, rows, method)
     result = work.train(trained, rows, work.slot, work.state, method)
     found = None
     if processes.is_main_process:
-        found = work.keep(trained, made, task, result, before)
+        found = work.keep(trained, made, task, method, result, before)
     processes.wait_for_everyone()
     return found
 
 
-@dataclass(frozen=True)
-class _Before:
-    """What the validation rows say of the model that training begins with."""
+def _standing(model: PreTrainedModel, rows: TrainingRows, method: Method) -> dict[str, float]:
+    """What the validation rows say of a model; see `Method.standing`."""
+    outputs = predict(model, rows.validation, pad_token_id=rows.pad_token_id)
+    return method.standing(rows.score(rows.validation.references(), outputs), outputs)
 
-    score: float
-    divergence: float | None  # None: epochs compete by the score
 
-    @classmethod
-    def of(cls, trained: PreTrainedModel, rows: TrainingRows, method: Method) -> "_Before":
-        outputs = predict(trained, rows.validation, pad_token_id=rows.pad_token_id)
-        score = rows.score(rows.validation.references(), outputs)
-        return cls(score, None if method.divergence is None else method.divergence(outputs))
-
-    def better_than(self, result: TrainingResult) -> str | None:
-        """What training made worse, if it did."""
-        if self.divergence is None:
-            if result.best_score >= self.score:
-                return None
-            return (
-                f"the validation score was {100 * self.score:.2f} before it and is "
-                f"{100 * result.best_score:.2f}"
-            )
-        after = result.history[result.best_epoch - 1]["validation_divergence"]
-        if after <= self.divergence:
-            return None
-        return (
-            f"the validation rows' divergence from the teacher's answers was "
-            f"{self.divergence:.5f} before it and is {after:.5f}"
-        )
+def _changed(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """What models compete by, before training and after it."""
+    if "validation_divergence" in before:
+        old, new = (each["validation_divergence"] for each in (before, after))
+        what = "validation rows' divergence from the teacher's answers"
+        return f"the {what} was {old:.5f} before it and is {new:.5f}"
+    old, new = (100 * each["validation_score"] for each in (before, after))
+    return f"the validation score was {old:.2f} before it and is {new:.2f}"
 
 
 @dataclass(frozen=True)
@@ -264,6 +246,15 @@ class _Work:
             shutil.rmtree(state, ignore_errors=True)
         processes.wait_for_everyone()
 
+    def method(
+        self, trained: PreTrainedModel, made: QuantizedCheckpoint, rows: TrainingRows
+    ) -> Method:
+        """How `trained`, made of `made`, is trained."""
+        head, validation = rows.task.head, rows.validation
+        return qat_method(
+            trained, made.model, made.quantized, made.tokenizer, head, self.slot, validation
+        )
+
     def train(
         self,
         model: PreTrainedModel,
@@ -292,37 +283,42 @@ class _Work:
         trained: PreTrainedModel,
         made: QuantizedCheckpoint,
         task: TaskData,
+        method: Method,
         result: TrainingResult,
-        before: _Before,
+        before: Mapping[str, float],
     ) -> TrainedFolder:
         """Pack, export, check and record; then forget what a killed run would have needed."""
         trained.to("cpu")  # type: ignore[arg-type]  # where files are made and checked
         packed = pack(trained, made.quantized)
-        packed = replace(packed, notes=(*packed.notes, *self._notes(result, before)))
+        packed = replace(packed, notes=(*packed.notes, *self._notes(method, result, before)))
         with new_folder(self.folder, overwrite=True) as partial:
             exported = write_quantized(made, packed, partial)
             check = check_file(trained, made.tokenizer, partial, task, made.limit)
             record = {
                 **asdict(result),
                 "settings": asdict(self.slot),
-                **{f"validation_{name}_before": value for name, value in asdict(before).items()},
+                "validation_score_before": before["validation_score"],
+                "validation_divergence_before": before.get("validation_divergence"),
                 "test": asdict(check),
             }
             write_json(partial / TRAINING, record)
         shutil.rmtree(self.state, ignore_errors=True)
         self.layers.clear()
         exported = replace(exported, path=self.folder / exported.path.relative_to(partial))
-        return TrainedFolder(self.folder, packed, exported, result, before.score, check)
+        score = before["validation_score"]
+        return TrainedFolder(self.folder, packed, exported, result, score, check)
 
-    def _notes(self, result: TrainingResult, before: _Before) -> list[str]:
+    def _notes(
+        self, method: Method, result: TrainingResult, before: Mapping[str, float]
+    ) -> list[str]:
         slot = self.slot
         notes = [
             f"{self.folder.name} was trained on for {result.steps} steps from what quantization "
             f"had left (scales {slot.scales.name}, teacher {slot.teacher}, seed {slot.seed})."
         ]
-        if worse := before.better_than(result):
+        if method.rank(result.best) < method.rank(before):
             notes.append(
-                f"Training did not help: {worse}. Lower qat.lr, train for more epochs, or take "
-                f"{self.run.quantized_folder(self.recipe).name}."
+                f"Training did not help: {_changed(before, result.best)}. Lower qat.lr, train for "
+                f"more epochs, or take {self.run.quantized_folder(self.recipe).name}."
             )
         return notes

@@ -31,7 +31,7 @@ def qat_method(
     tokenizer: PreTrainedTokenizerBase,
     head: Head,
     slot: Qat,
-    validation: Encoded | None = None,
+    validation: Encoded | None,
 ) -> Method:
     """The method that trains a model of `qat.prepare`.
 
@@ -44,7 +44,7 @@ def qat_method(
         slot: the recipe's.
         validation: rows whose answers are held against the teacher's after each epoch, if it is the
             teacher alone that the model learns from: a few hundred labels tell epochs apart less
-            well than how near the answers' shares are (`closeness.divergence`).
+            well than how near the answers' shares are (`closeness.divergence`). None: by the score.
 
     Raises:
         CheckpointError: the teacher cannot be loaded.

@@ -68,6 +68,11 @@ class TrainingResult:
     precision: str  # fp32 or bf16
     stopped_early: bool
 
+    @property
+    def best(self) -> dict[str, float]:
+        """The history's entry of the best epoch."""
+        return self.history[self.best_epoch - 1]
+
 
 def finetune(
     model: nn.Module,
@@ -266,9 +271,7 @@ def _close_epoch(loop: _Loop, position: Position, best: Weights) -> tuple[Positi
         "seconds": position.seconds + validation_seconds,
         "validation_seconds": validation_seconds,
     }
-    divergence = found.get("validation_divergence")
-    rank = found["validation_score"] if divergence is None else -divergence
-    position = position.after_epoch(rank, entry)
+    position = position.after_epoch(inputs.method.rank(entry), entry)
     if position.best_epoch == epoch:
         best = copy_weights(loop.store.model)
     loop.store.save(position, best)
@@ -290,9 +293,7 @@ def _validate(loop: _Loop, steps: int) -> dict[str, float]:
     if not math.isfinite(loss):
         raise loop.inputs.diverged("validation loss", loss, steps)
     score = float(loop.inputs.score(data.references(), outputs))
-    found = {"validation_loss": loss, "validation_score": score}
-    divergence = loop.inputs.method.divergence
-    return found if divergence is None else {**found, "validation_divergence": divergence(outputs)}
+    return {"validation_loss": loss, **loop.inputs.method.standing(score, outputs)}
 
 
 def _lr(inputs: _Inputs, steps: int) -> float:

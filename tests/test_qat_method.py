@@ -84,7 +84,7 @@ def trained(
 ) -> tuple[PreTrainedModel, Quantized, TrainingResult]:
     model, quantized = start(head, **(slots or {}))
     student = prepare(model, quantized, slot.scales)
-    method = qat_method(student, model, quantized, byte_level_tokenizer(), head, slot)
+    method = qat_method(student, model, quantized, byte_level_tokenizer(), head, slot, None)
     rows: dict[str, Any] = {"train": make_rows(30, 0, head), "validation": make_rows(20, 1, head)}
     result = run(student, state, slot, method=method, **(rows | options))
     return student, quantized, result
@@ -202,7 +202,7 @@ def test_a_rate_that_diverges_names_step_layer_and_way_out() -> None:
 def test_nan_before_the_first_update_is_the_checkpoints_fault() -> None:
     model, quantized = start()
     student = prepare(model, quantized, Lsq())
-    method = qat_method(student, model, quantized, byte_level_tokenizer(), CLASSES, SLOT)
+    method = qat_method(student, model, quantized, byte_level_tokenizer(), CLASSES, SLOT, None)
     next(student.parameters()).detach()[:] = torch.nan
     with pytest.raises(CheckpointError, match="before any update"):
         run(student, settings=SLOT, method=method)
@@ -211,11 +211,11 @@ def test_nan_before_the_first_update_is_the_checkpoints_fault() -> None:
 def test_a_layer_that_no_data_reaches_is_named_after_the_first_step() -> None:
     model, quantized = start()
     student = prepare(model, quantized, Lsq())
-    method = qat_method(student, model, quantized, byte_level_tokenizer(), CLASSES, SLOT)
+    method = qat_method(student, model, quantized, byte_level_tokenizer(), CLASSES, SLOT, None)
     layers: Any = student.get_submodule("bert.encoder")
     layers.layer[0].forward = lambda hidden, *_, **__: hidden  # passes it on and computes nothing
     slot = replace(SLOT, teacher="none", distillation=Distillation())
-    blind = qat_method(student, model, quantized, byte_level_tokenizer(), CLASSES, slot)
+    blind = qat_method(student, model, quantized, byte_level_tokenizer(), CLASSES, slot, None)
     with pytest.raises(RecipeError, match=r"layer\.0.*has not seen any data after a training step"):
         run(student, settings=slot, method=replace(method, objective=blind.objective))
 
@@ -251,7 +251,7 @@ def test_labels_weigh_nothing_beside_a_teacher_unless_the_recipe_says_so() -> No
     zero, one = (replace(SLOT, distillation=Distillation(task=task)) for task in (0.0, 1.0))
     values = []
     for slot in (replace(SLOT, distillation=Distillation()), zero, one, nobody):
-        method = qat_method(student, model, quantized, byte_level_tokenizer(), CLASSES, slot)
+        method = qat_method(student, model, quantized, byte_level_tokenizer(), CLASSES, slot, None)
         with torch.no_grad():
             values.append(float(method.objective(student, batch, labels)))
     assert values[0] == values[1]
@@ -282,7 +282,7 @@ def test_every_family_learns_from_its_float_self(family: str) -> None:
     quantized = small_quantized(model)
     student = prepare(model, quantized, Lsq())
     head = Head("classification", ("positive", "neutral", "negative"))
-    method = qat_method(student, model, quantized, byte_level_tokenizer(), head, SLOT)
+    method = qat_method(student, model, quantized, byte_level_tokenizer(), head, SLOT, None)
     batch = {name: batch_of(4, 12)[name] for name in describe(student).arguments}
     labels = torch.zeros(4, dtype=torch.int64)
     method.objective(student.train(), batch, labels).backward()
