@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +200,7 @@ def make_unit(task: str, seed: int, options: argparse.Namespace) -> None:
         "seed": seed,
         "main": MAIN[head.kind],
         "test_rows": len(test),
-        "recipe": asdict(unit.recipe),
+        "recipe": unit.recorded_recipe(),
         "methods": {name: {"bits": bits, **changes} for name, (bits, changes) in OWN.items()},
         "scores": scores,
         "environment": environment(1),

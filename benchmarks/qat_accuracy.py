@@ -171,7 +171,7 @@ def make_unit(task: str, seed: int, options: argparse.Namespace) -> None:
         "main": MAIN[unit.task.head.kind],
         "test_rows": len(unit.task.splits["test"]),
         "epochs": options.epochs,
-        "recipe": asdict(unit.recipe),
+        "recipe": unit.recorded_recipe(),
         "variants": ABLATION if options.ablation else {n: list(v) for n, v in VARIANTS.items()},
         "scores": scores,
         "seconds": time.perf_counter() - began,

@@ -60,7 +60,7 @@ PEERS = ("peer", "peer-frozen")
 # Tokens of SmSA's training texts with IndoBERT's tokenizer, at every twentieth quantile.
 QUANTILES = (*(3, 8, 11, 14, 16, 19, 22, 25, 27, 30, 33, 36, 40, 44, 49, 54, 60, 67, 73, 79, 132),)
 WARM, STEPS = 1, {"8x64": 4, "smsa": 3}  # untimed and timed steps
-ROUNDS, LEAST_ROUNDS = 5, 5
+ROUNDS = 5  # by default, and at least for a check
 STEPS_OF_A_RUN = 1000  # that set_progress is told
 
 Batch = dict[str, Tensor]
@@ -281,8 +281,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, value in asdict(Sizes()).items():
         add(f"--{name}", type=int, default=value, help="of the model (%(default)s)")
     options = parser.parse_args(arguments)
-    if options.check and options.rounds < LEAST_ROUNDS:
-        parser.error(f"--check needs at least {LEAST_ROUNDS} rounds, not {options.rounds}")
+    if options.check and options.rounds < ROUNDS:
+        parser.error(f"--check needs at least {ROUNDS} rounds, not {options.rounds}")
     return options
 
 

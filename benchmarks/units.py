@@ -7,7 +7,7 @@ left alone.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ class Unit:
             for split in ("validation", "test")
         }
         return cls(data, recipe, run, encoded)
+
+    def recorded_recipe(self) -> dict[str, Any]:
+        """The recipe as results hold it: a model in a folder by that folder's name alone."""
+        model = self.recipe.model
+        return asdict(self.recipe) | {"model": Path(model).name if Path(model).is_dir() else model}
 
     def references(self, split: str) -> Any:  # noqa: ANN401
         """The right answers of a split."""

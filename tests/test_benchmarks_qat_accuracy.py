@@ -69,6 +69,7 @@ def test_a_unit_has_all_variants_and_what_it_read_is_left_alone(
     assert qat_accuracy.main(arguments) == 0
     file = tmp_path / "results" / "qat_accuracy_nergrit_1.json"
     found = json.loads(file.read_text())
+    assert found["recipe"]["model"] == checkpoint(base).name  # no path of the machine
     trained = [name for name in found["scores"] if name.endswith("-qat")]
     assert list(found["scores"]) == [
         "float",
