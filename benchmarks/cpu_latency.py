@@ -134,8 +134,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=_positive, default=available_threads(), help="per candidate")
     add("--check", action="store_true", help="exit with 1 if a bar is missed")
     add("--results", type=Path, metavar="DIR", default=RESULTS, help="for cpu_latency.json")
-    for name in ("layers", "hidden", "heads", "intermediate", "vocab"):
-        add(f"--{name}", type=_positive, help="of both models; default: the published sizes")
+    for name in ("layers", "hidden", "heads", "intermediate", "vocab", "rows"):
+        add(f"--{name}", type=_positive, help="of both models; default: IndoBERT-base's")
     options = parser.parse_args(arguments)
     if options.check and options.rounds < LEAST_ROUNDS:
         parser.error(f"--check needs at least {LEAST_ROUNDS} rounds, not {options.rounds}")
@@ -160,7 +160,7 @@ def _selected(options: argparse.Namespace) -> list[str]:
 
 
 def _sizes(family: str, options: argparse.Namespace) -> Sizes:
-    names = ("layers", "hidden", "heads", "intermediate", "vocab")
+    names = ("layers", "hidden", "heads", "intermediate", "vocab", "rows")
     given = {name: getattr(options, name) for name in names}
     return replace(FAMILIES[family], **{name: size for name, size in given.items() if size})
 

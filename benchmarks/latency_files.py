@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -42,9 +42,10 @@ MADE = "made.json"
 
 @dataclass(frozen=True)
 class Sizes(bert_sizes.Sizes):
-    """A model of a family."""
+    """A model of a family; its word table has `rows`, as IndoBERT's, and texts reach `vocab`."""
 
     family: Literal["bert", "distilbert"] = "bert"
+    rows: int = 50_000
 
     def operations(self, batch: int, length: int) -> float:
         """Of the matrix products of a pass: twice the multiplications, attention's included."""
@@ -89,7 +90,8 @@ def _manifest(name: str, sizes: Sizes) -> dict[str, Any]:
 
 
 def _checkpoint(sizes: Sizes, _: Path, output: Path, __: Environments) -> None:
-    model = bert_sizes.random_model(sizes, distilled=sizes.family == "distilbert")
+    table = replace(sizes, vocab=sizes.rows)
+    model = bert_sizes.random_model(table, distilled=sizes.family == "distilbert")
     model.save_pretrained(output)
 
 
@@ -100,9 +102,8 @@ def _model(checkpoint: Path) -> PreTrainedModel:
     return model
 
 
-def _batch(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
-    rows = int(model.config.vocab_size)
-    ids = torch.from_numpy(np.random.default_rng(seed).integers(5, rows, CALIBRATION_SHAPE))
+def _batch(model: PreTrainedModel, vocab: int, seed: int) -> dict[str, Tensor]:
+    ids = torch.from_numpy(np.random.default_rng(seed).integers(5, vocab, CALIBRATION_SHAPE))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(model.config, "type_vocab_size", 0):
         batch["token_type_ids"] = torch.zeros_like(ids)
@@ -114,10 +115,10 @@ def _float(_: Sizes, checkpoint: Path, output: Path, __: Environments) -> None:
 
 
 def _quantized(
-    bits: int, purpose: Purpose, _: Sizes, checkpoint: Path, output: Path, __: Environments
+    bits: int, purpose: Purpose, sizes: Sizes, checkpoint: Path, output: Path, _: Environments
 ) -> None:
     """Quantkit's integers; a file without its smoothing would flatter quantkit."""
-    result = _integers(bits, checkpoint)
+    result = _integers(bits, sizes.vocab, checkpoint)
     proto = build(result.model, {}, purpose=purpose)
     expected, found = _smoothed_inputs(result), count_multipliers(proto)
     if found != expected or (bits == 8 and not found):
@@ -129,11 +130,11 @@ def _quantized(
 
 
 @lru_cache(maxsize=1)
-def _integers(bits: int, checkpoint: Path) -> Quantized:
+def _integers(bits: int, vocab: int, checkpoint: Path) -> Quantized:
     """Kept for the next candidate, which often is another graph of the same integers."""
     model = _model(checkpoint)
-    batches = [_batch(model, seed) for seed in range(CALIBRATION_BATCHES)]
-    return quantize(model, batches, recipe=recipes()[bits])
+    batches = [_batch(model, vocab, seed) for seed in range(CALIBRATION_BATCHES)]
+    return quantize(model, batches, recipe=recipes()[bits], reachable_rows=vocab)
 
 
 def _smoothed_inputs(result: Quantized) -> int:

@@ -51,7 +51,6 @@ OWN: Mapping[str, tuple[int, Mapping[str, Any]]] = {
     "w8a8, nearest": (8, {"rounding": {"name": "nearest"}}),
     "naive w4a8": (4, {**NAIVE, "weights.per": "channel", "embeddings": {"bits": 8}}),
     "w4a8": (4, {}),
-    "w4a8, compensated": (4, {"compensation": {}}),
     "w4a16": (4, {"activations.bits": 16}),
     "w4a4": (4, {"activations.bits": 4}),
 }

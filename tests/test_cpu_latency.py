@@ -22,8 +22,8 @@ from latency_files import Environments, Sizes, make  # noqa: E402
 from latency_tables import bars_of, family_result  # noqa: E402
 from latency_texts import write_texts  # noqa: E402
 
-TOY = Sizes(layers=1, hidden=64, heads=4, intermediate=128, vocab=100)
-SIZES = {"layers": 1, "hidden": 64, "heads": 4, "intermediate": 128, "vocab": 100}
+TOY = Sizes(layers=1, hidden=64, heads=4, intermediate=128, vocab=100, rows=120)
+SIZES = {"layers": 1, "hidden": 64, "heads": 4, "intermediate": 128, "vocab": 100, "rows": 120}
 NAMES = ("float", "int8", "torch-bf16", "rate")
 PLACES = ("1x16", "1x64", "1x128", "8x128", "32x64")
 
