@@ -1,6 +1,6 @@
 """Which graph is fastest on CPUs: alternatives to quantkit's own, one decision at a time.
 
-    python benchmarks/cpu_alternatives.py --work FOLDER       (with the extra `dev`: torch's exporter)
+    python benchmarks/cpu_alternatives.py --work FOLDER    # needs the extra `dev`
 
 BERT-base with random weights, INT8 by `recipes/indonlu/smsa.yaml`. Each alternative has a process
 of its own; rounds are interleaved, and ratios to the graph for latency are taken within each

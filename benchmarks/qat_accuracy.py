@@ -100,15 +100,16 @@ class Bench:
         if (folder / TRAINING).is_file():
             record = read_json(folder / TRAINING)
             kept = ("steps", "seconds", "best_epoch", "best_score", "history", "test")
-            more = (*kept, "validation_score_before", "settings")
-            entry["training"] = {key: record[key] for key in more if key in record}
+            before = ("validation_score_before", "validation_divergence_before")
+            named = (*kept, *before, "settings")
+            entry["training"] = {key: record[key] for key in named if key in record}
         if folder.name.endswith("-qat") and self.longer is not None:
             name = MAIN[head.kind]
-            before, after = (
+            longer, trained = (
                 statistics(head, references, decisions(head, each))[name]
                 for each in (self.longer, outputs)
             )
-            entry["beyond_training"] = asdict(paired_bootstrap(before, after))
+            entry["beyond_training"] = asdict(paired_bootstrap(longer, trained))
         return entry
 
     def close(self) -> None:
