@@ -16,7 +16,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-__all__ = ["Sizes", "random_model"]
+__all__ = ["DECLARED_ROWS", "Sizes", "random_model"]
+
+DECLARED_ROWS = 50_000  # of words, by IndoBERT-base's configuration; its tokenizer reaches fewer
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from harness import RESULTS, finish, ratio_interval, table
-from latency_files import Environments, Sizes, make
+from latency_files import NUMBERS, Environments, Sizes, make
 from latency_graphs import BOUNDS, GRAPHS
 from latency_rounds import Clock, logits_off, repeats_of, round_of
 from latency_tokens_first import tokens_first
@@ -45,7 +45,7 @@ SHAPES = ((1, 16), (1, 128), (8, 128))
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the graphs, measure them, and report."""
     options = _options(arguments)
-    sizes = replace(Sizes(), **{k: v for k, v in vars(options).items() if k in _SIZES and v})
+    sizes = Sizes().changed(options)
     opened = _files(sizes, options.work)
     clock: Clock = "cpu_seconds" if options.clock == "cpu" else "seconds"
     with ExitStack() as stack:
@@ -82,9 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-_SIZES = ("layers", "hidden", "heads", "intermediate", "vocab", "rows")
-
-
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Alternatives to quantkit's graph on CPUs.")
     add = parser.add_argument
@@ -94,8 +91,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=int, default=available_threads(), help="per candidate")
     add("--clock", choices=("wall", "cpu"), default="wall")
     add("--results", type=Path, metavar="DIR", default=RESULTS, help="for cpu_alternatives.json")
-    for name in _SIZES:
-        add(f"--{name}", type=int, help="of the model; default: BERT-base's")
+    for name in NUMBERS:
+        add(f"--{name}", type=int, help="of the model; default: IndoBERT-base's")
     return parser.parse_args(arguments)
 
 

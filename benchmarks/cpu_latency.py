@@ -23,13 +23,13 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from harness import RESULTS, finish
-from latency_files import RECIPE, Environments, Sizes, make, recipes
+from latency_files import NUMBERS, RECIPE, Environments, Sizes, make, recipes
 from latency_rounds import logits_off, repeats_of, round_of
 from latency_tables import bars_of, family_result, markdown, print_family
 from latency_texts import write_texts
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     programs = Environments(options.peers, options.optimum)
     families: dict[str, Any] = {}
     for family in options.families:
-        sizes, folder = _sizes(family, options), options.work / family
+        sizes, folder = FAMILIES[family].changed(options), options.work / family
         for name in names:
             print(f"{family}: {name}", flush=True)
             make(CANDIDATES[name].model, sizes, folder, programs)
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.make:
         return 0
     results = {
-        "models": {name: asdict(_sizes(name, options)) for name in families},
+        "models": {name: asdict(FAMILIES[name].changed(options)) for name in families},
         "recipe": {
             "name": RECIPE.name,
             "hashes": {bits: recipe_hash(recipe) for bits, recipe in recipes().items()},
@@ -134,7 +134,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=_positive, default=available_threads(), help="per candidate")
     add("--check", action="store_true", help="exit with 1 if a bar is missed")
     add("--results", type=Path, metavar="DIR", default=RESULTS, help="for cpu_latency.json")
-    for name in ("layers", "hidden", "heads", "intermediate", "vocab", "rows"):
+    for name in NUMBERS:
         add(f"--{name}", type=_positive, help="of both models; default: IndoBERT-base's")
     options = parser.parse_args(arguments)
     if options.check and options.rounds < LEAST_ROUNDS:
@@ -157,12 +157,6 @@ def _selected(options: argparse.Namespace) -> list[str]:
     if options.peers is None:
         left_out |= {name for name in CANDIDATES if name.startswith("openvino")}
     return [name for name in CANDIDATES if name not in left_out]
-
-
-def _sizes(family: str, options: argparse.Namespace) -> Sizes:
-    names = ("layers", "hidden", "heads", "intermediate", "vocab", "rows")
-    given = {name: getattr(options, name) for name in names}
-    return replace(FAMILIES[family], **{name: size for name, size in given.items() if size})
 
 
 def _tokens(texts: Path) -> int:

@@ -7,6 +7,7 @@ candidate has a folder of its own that appears when it is complete, so making th
 interrupted.
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ from quantkit.onnx_file import Purpose
 from quantkit.ptq import Quantized, quantize
 from quantkit.recipe import Recipe, load_recipe, recipe_hash, with_bits, with_changes
 
-__all__ = ["RECIPE", "Environments", "Sizes", "count_multipliers", "make", "recipes"]
+__all__ = ["NUMBERS", "RECIPE", "Environments", "Sizes", "count_multipliers", "make", "recipes"]
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "indonlu" / "smsa.yaml"
 CALIBRATION_BATCHES, CALIBRATION_SHAPE = 2, (8, 64)
@@ -45,13 +46,22 @@ class Sizes(bert_sizes.Sizes):
     """A model of a family; its word table has `rows`, as IndoBERT's, and texts reach `vocab`."""
 
     family: Literal["bert", "distilbert"] = "bert"
-    rows: int = 50_000
+    rows: int = bert_sizes.DECLARED_ROWS
+
+    def changed(self, options: argparse.Namespace) -> "Sizes":
+        """With the numbers that a command line gives; what it leaves out stays."""
+        given = {name: getattr(options, name) for name in NUMBERS}
+        return replace(self, **{name: size for name, size in given.items() if size})
 
     def operations(self, batch: int, length: int) -> float:
         """Of the matrix products of a pass: twice the multiplications, attention's included."""
         linears = 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
         attention = 2 * length * self.hidden
         return 2.0 * batch * length * self.layers * (linears + attention)
+
+
+# What a command line can change.
+NUMBERS = tuple(name for name, value in asdict(Sizes()).items() if isinstance(value, int))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from bert_sizes import random_model
+from bert_sizes import DECLARED_ROWS, random_model
 from harness import RESULTS, Bar, finish, table
 from latency_files import Environments, Sizes, make
 from transformers import AutoTokenizer, PreTrainedModel
@@ -37,7 +37,7 @@ from quantkit.recipe import Recipe, with_bits
 
 BITS = (8, 4)
 SAMPLES, LENGTH, BATCH = 256, 128, 16
-SIZES = Sizes(vocab=50_000)  # the rows that IndoBERT's configuration declares
+SIZES = Sizes(vocab=DECLARED_ROWS)
 
 
 class _Clock:

@@ -48,6 +48,18 @@ ABLATION: Mapping[str, Mapping[str, Any]] = {
     "+ logits": LOGITS,
     "+ hidden and attention": {},
 }
+# Of the record of a training.
+KEPT = (
+    "steps",
+    "seconds",
+    "best_epoch",
+    "best_score",
+    "history",
+    "test",
+    "validation_score_before",
+    "validation_divergence_before",
+    "settings",
+)
 BENCHMARK, ABLATED = "qat_accuracy", "qat_ablation"
 
 
@@ -99,10 +111,7 @@ class Bench:
             self.longer = outputs
         if (folder / TRAINING).is_file():
             record = read_json(folder / TRAINING)
-            kept = ("steps", "seconds", "best_epoch", "best_score", "history", "test")
-            before = ("validation_score_before", "validation_divergence_before")
-            named = (*kept, *before, "settings")
-            entry["training"] = {key: record[key] for key in named if key in record}
+            entry["training"] = {key: record[key] for key in KEPT if key in record}
         if folder.name.endswith("-qat") and self.longer is not None:
             name = MAIN[head.kind]
             longer, trained = (
