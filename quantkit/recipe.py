@@ -249,6 +249,9 @@ def _check_target(recipe: Recipe, source: str) -> None:
 def with_changes(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
     """The recipe with values changed at dotted paths, checked like a file.
 
+    A slot's `name` is its algorithm: another one begins with its own defaults, but for options
+    that are changed along with it.
+
     Raises:
         RecipeError: an unknown path, or a value that does not fit; text is read as YAML.
     """
@@ -263,8 +266,17 @@ def with_changes(recipe: Recipe, changes: Mapping[str, object]) -> Recipe:
             if not isinstance(below, dict):
                 raise RecipeError(f"{path}: {parent} is a value, not a section.")
             slot = below
-        slot[last] = _parsed(value, path) if isinstance(value, str) else value
+        found = _parsed(value, path) if isinstance(value, str) else value
+        if last == "name" and parents and found != slot.get("name"):
+            _forget(slot, ".".join(parents), changes)
+        slot[last] = found
     return parse_recipe(values, "recipe")
+
+
+def _forget(slot: dict[str, Any], path: str, changes: Mapping[str, object]) -> None:
+    """Remove the options that the slot at `path` had before `changes`."""
+    for key in [key for key in slot if f"{path}.{key}" not in changes]:
+        del slot[key]
 
 
 def _parsed(text: str, path: str) -> object:

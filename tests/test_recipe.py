@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quantkit.algorithms.adaround import AdaRound
+from quantkit.algorithms.gptq import Gptq
 from quantkit.algorithms.smoothing_search import NoSmoothing
 from quantkit.algorithms.smoothquant import SmoothQuant
 from quantkit.calibrators import MinMax, Percentile
@@ -237,6 +239,29 @@ def test_changes_by_dotted_path() -> None:
         with_changes(builtin_recipe(), {"name.x": "5"})
     with pytest.raises(RecipeError, match=r"skip: '\[classifier' is not YAML"):
         with_changes(builtin_recipe(), {"skip": "[classifier"})
+
+
+def test_another_algorithm_begins_with_its_own_defaults() -> None:
+    """GPTQ's damping means nothing to AdaRound, and must not stand in its way."""
+    recipe = builtin_recipe()
+    assert isinstance(recipe.rounding, Gptq)
+    assert with_changes(recipe, {"rounding.name": "adaround"}).rounding == AdaRound()
+    calibrator = {"activations.calibrator.name": "percentile"}
+    assert with_changes(recipe, calibrator).activations.calibrator == Percentile()
+    with pytest.raises(RecipeError, match=r"rounding\.adaround\.damping"):
+        with_changes(recipe, {"rounding.name": "adaround", "rounding.damping": 0.1})
+
+
+@pytest.mark.parametrize("first", ["rounding.name", "rounding.steps"])
+def test_options_that_are_changed_with_the_algorithm_stay_in_either_order(first: str) -> None:
+    changes: dict[str, object] = {"rounding.name": "adaround", "rounding.steps": 7}
+    ordered = {first: changes[first], **changes}
+    assert with_changes(builtin_recipe(), ordered).rounding == AdaRound(steps=7)
+
+
+def test_the_same_algorithm_keeps_its_options() -> None:
+    recipe = with_changes(builtin_recipe(), {"rounding.damping": 0.5})
+    assert with_changes(recipe, {"rounding.name": "gptq"}) == recipe
 
 
 def test_changes_reach_slots_that_are_not_in_use() -> None:
