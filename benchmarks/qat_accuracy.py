@@ -205,13 +205,16 @@ def summarize(options: argparse.Namespace) -> int:
     names = ["float", LONGER, *(n for v in VARIANTS for n in (v, f"{v}-qat"))]
     found = {name: means(units, name) for name in names}
     print("\n" + table(HEADER, cells(found)))
-    results = {"units": [f"{unit['task']}_{unit['seed']}" for unit in units], "means": found}
+    results = {
+        "units": [f"{unit['task']}_{unit['seed']}" for unit in units],
+        "means": {name: each.to_json() for name, each in found.items()},
+    }
     return finish(BENCHMARK, bars(units), results, check=options.check, folder=options.results)
 
 
 def bars(units: Sequence[Mapping[str, Any]]) -> list[Bar]:
     """What the units promise together: drops against float in points, and the files' honesty."""
-    drop = {name: -means(units, f"{name}-qat")[1] for name in VARIANTS}
+    drop = {name: -means(units, f"{name}-qat").change for name in VARIANTS}
     value, low, high = beyond_training(units, "w8a8-qat")
     result = [
         Bar("W8A8 QAT: drop", drop["w8a8"], 0.2, "at most"),
@@ -221,7 +224,7 @@ def bars(units: Sequence[Mapping[str, Any]]) -> list[Bar]:
         Bar("file against training loop", _apart(units), 0.5, "at most"),
     ]
     if words := labelling(units):
-        found = -means(words, "w4a8-qat")[1]
+        found = -means(words, "w4a8-qat").change
         result.insert(3, Bar("W4A8 QAT: drop, labelling", found, 0.8, "at most"))
     if posp := [unit for unit in units if unit["task"] == "posp"]:
         result.append(Bar("file against training loop, POSP", _apart(posp), 0.1, "at most"))

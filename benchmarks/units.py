@@ -6,6 +6,7 @@ left alone.
 """
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,18 +98,44 @@ def finished(benchmark: str, results: Path) -> list[dict[str, Any]]:
     return [read_json(file) for file in files if file.is_file()]
 
 
-def means(units: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, float, int]:
-    """Mean score, change and agreement in percent, and the number of units they are of."""
+@dataclass(frozen=True)
+class Means:
+    """A method's means over units; without a unit they are NaN.
+
+    Attributes:
+        score: the tasks' own, in percent.
+        change: against the float model, in points.
+        equal: labels that are the float model's, in percent.
+        megabytes: of the file, of those units that say it.
+        units: how many.
+    """
+
+    score: float
+    change: float
+    equal: float
+    megabytes: float
+    units: int
+
+    def to_json(self) -> dict[str, float | None]:
+        """All fields; what is no number becomes null."""
+        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
+
+
+def means(units: Sequence[Mapping[str, Any]], name: str) -> Means:
+    """One method's means over the units that have it."""
     rows = []
     for unit in units:
         entry, main = unit["scores"].get(name, {}), unit["main"]
         if main in entry:
             change = entry["change"]["value"] if "change" in entry else 0.0
-            rows.append((entry[main]["value"], change, entry.get("agreement", 1.0)))
+            size = entry.get("bytes") or math.nan
+            rows.append((entry[main]["value"], change, entry.get("agreement", 1.0), size))
     if not rows:
-        return float("nan"), float("nan"), float("nan"), 0
-    score, change, equal = 100 * np.mean(rows, axis=0)
-    return float(score), float(change), float(equal), len(rows)
+        return Means(math.nan, math.nan, math.nan, math.nan, 0)
+    score, change, equal = 100 * np.mean([row[:3] for row in rows], axis=0)
+    sizes = [row[3] for row in rows if not math.isnan(row[3])]
+    megabytes = float(np.mean(sizes)) / 1e6 if sizes else math.nan
+    return Means(float(score), float(change), float(equal), megabytes, len(rows))
 
 
 def labelling(units: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -116,15 +143,34 @@ def labelling(units: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [unit for unit in units if unit["task"] in LABELLING]
 
 
-def cells(found: Mapping[str, tuple[float, float, float, int]]) -> list[list[str]]:
+def cells(found: Mapping[str, Means]) -> list[list[str]]:
     """The rows of a table of `means`, under `HEADER`."""
     return [
-        [name, f"{score:.2f}", f"{change:+.2f}", f"{equal:.2f}", str(count)]
-        for name, (score, change, equal, count) in found.items()
+        [
+            name,
+            f"{each.score:.2f}",
+            f"{each.change:+.2f}",
+            f"{each.equal:.2f}",
+            "" if math.isnan(each.megabytes) else f"{each.megabytes:.1f}",
+            str(each.units),
+        ]
+        for name, each in found.items()
     ]
 
 
-HEADER = ["method", "score", "change", "labels equal, %", "units"]
+HEADER = ["method", "score", "change", "labels equal, %", "file, MB", "units"]
+
+
+def by_task(
+    units: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table with each task's mean change and equal labels, in percent."""
+    tasks = [task for task in TASKS if any(unit["task"] == task for unit in units)]
+    rows = []
+    for name in names:
+        row = [means([unit for unit in units if unit["task"] == task], name) for task in tasks]
+        rows.append([name, *(f"{each.change:+.2f} / {each.equal:.2f}" for each in row)])
+    return ["method", *tasks], rows
 
 
 def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
