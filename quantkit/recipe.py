@@ -315,8 +315,8 @@ def _explain(entry: dict[str, Any]) -> str:
     """One validation problem in words: path, what was found, what would be right."""
     location = [str(part) for part in entry["loc"]]
     path = ".".join(location)
-    if not location and entry["type"] == "value_error":  # slots that contradict one another
-        return f"{entry['ctx']['error']}."
+    if entry["type"] == "value_error":  # keys or slots that contradict one another
+        return f"{f'{path}: ' if path else ''}{entry['ctx']['error']}."
     if entry["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
         known = _keys_at(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)

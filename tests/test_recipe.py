@@ -185,6 +185,10 @@ def test_members_of_a_union_are_chosen_by_name() -> None:
             {"qat": {"distillation": {"logits": 0, "hidden": 0, "attention": 0}}},
             ["nothing of the teacher is used"],
         ),
+        (
+            {"weights": {"bits": 8, "per": "group"}},
+            ["here.yaml: weights: groups are for 4 bits", "write `per: channel`"],
+        ),
         ({"distill": {"teachr": "x"}}, ["distill.teachr", "Did you mean `teacher`"]),
     ],
 )
