@@ -39,6 +39,8 @@ __all__ = [
     "untrained",
 ]
 
+_WORDS = "ForTokenClassification"
+_HEADS = ("ForSequenceClassification", _WORDS)
 _PROBLEMS = {
     "classification": "single_label_classification",
     "multilabel": "multi_label_classification",
@@ -73,10 +75,11 @@ def load_float(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     labeller, or a bare encoder, which is a model of features.
 
     Raises:
-        CheckpointError: as `load_for_training`, or a head that is missing.
+        CheckpointError: as `load_for_training`, or a head that is missing or of another kind.
     """
     config = _config(str(source))
     kind = _class_of(config)
+    _refuse_other_heads(str(source), config)
     words = kind is AutoModelForTokenClassification
     model, tokenizer, missing = _load(str(source), kind, {}, words=words)
     # Features are a mean over tokens: the pooler that a bare encoder also has is not used.
@@ -237,9 +240,19 @@ def _class_for(head: Head) -> Any:  # noqa: ANN401
 def _class_of(config: PretrainedConfig) -> Any:  # noqa: ANN401
     """The auto class of a checkpoint's architecture; a sequence classifier's if it says none."""
     name = (config.architectures or [""])[0]
-    if name.endswith("ForTokenClassification"):
+    if name.endswith(_WORDS):
         return AutoModelForTokenClassification
     return AutoModel if name.endswith("Model") else AutoModelForSequenceClassification
+
+
+def _refuse_other_heads(source: str, config: PretrainedConfig) -> None:
+    """Refuse a head that would be replaced by an untrained one, before shapes disagree."""
+    name = (config.architectures or [""])[0]
+    if "For" in name and not name.endswith(_HEADS):
+        raise CheckpointError(
+            f"{source} is a {name}; quantkit quantizes classifiers of texts, classifiers of words, "
+            f"and bare encoders. Fine-tune its encoder first: quantkit finetune --model {source}"
+        )
 
 
 def _refuse_missing(source: str, model: PreTrainedModel, names: list[str], advice: str) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "TYPES",
     "Placement",
     "Plan",
+    "check_groups",
     "copy_without",
     "decide",
     "quantized_calls",
@@ -134,6 +135,28 @@ def _matches(name: str, pattern: str, encoder: EncoderPlan) -> bool:
     if pattern == CLASSIFIER and classifier is not None:
         return name in classifier.linears
     return fnmatchcase(name, pattern)
+
+
+def check_groups(model: nn.Module, plan: Plan, recipe: Recipe) -> None:
+    """Refuse a group that does not divide the width of a 4-bit matrix.
+
+    Raises:
+        RecipeError: naming sizes that do.
+    """
+    for placed in plan.placements:
+        linear = placed.kind == "linear"
+        slot = recipe.weights if linear else recipe.embeddings
+        if placed.bits != 4 or slot.per != "group":
+            continue
+        width = model.get_parameter(f"{placed.module}.weight").shape[1]
+        if width % slot.group:
+            name, whole = ("weights", "channel") if linear else ("embeddings", "row")
+            fits = [str(size) for size in range(8, 129, 2) if width % size == 0]
+            raise RecipeError(
+                f"{name}.group is {slot.group}, and {placed.module} has {width} columns, which "
+                f"groups of {slot.group} do not divide. Sizes that fit: "
+                f"{', '.join(fits) or 'none'}; or write `per: {whole}`."
+            )
 
 
 def quantized_inputs(encoder: EncoderPlan, plan: Plan) -> list[SharedInput]:

@@ -243,9 +243,17 @@ def test_what_cannot_be_trained_is_refused_by_name(name: str, folder: Path) -> N
 
 
 @pytest.mark.parametrize("family", PRETRAINED)
-def test_a_head_that_is_missing_cannot_be_scored(family: str, pretrained: dict[str, Path]) -> None:
-    with pytest.raises(CheckpointError, match=r"lacks \d weights.*quantkit finetune --model"):
+def test_a_head_that_is_missing_cannot_be_scored(
+    family: str, pretrained: dict[str, Path], tmp_path: Path
+) -> None:
+    """Said by its name, or, where the configuration names none, by the weights that it lacks."""
+    kind = PRETRAINED[family][0].__name__
+    with pytest.raises(CheckpointError, match=f"is a {kind};.*quantkit finetune --model"):
         load_float(pretrained[family])
+    shutil.copytree(pretrained[family], tmp_path / family)
+    change_config(architectures=None)(tmp_path / family)
+    with pytest.raises(CheckpointError, match=r"lacks \d weights.*quantkit finetune --model"):
+        load_float(tmp_path / family)
 
 
 def test_a_missing_pooler_matters_where_it_is_used(

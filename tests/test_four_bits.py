@@ -199,11 +199,13 @@ def test_eight_bits_keeps_what_it_names_and_what_is_bound_to_it(
     assert "reads the same tensor" in reasons[layer + "attention.self.value"]
 
 
+@pytest.mark.parametrize("group", [32, 20])  # 20 does not even divide the whole matrix
 def test_a_group_that_does_not_fit_names_those_that_do(
-    model: BertForSequenceClassification, batches: Batches
+    group: int, model: BertForSequenceClassification, batches: Batches
 ) -> None:
-    with pytest.raises(RecipeError, match=r"weights.group is 32.*48 columns.*8, 12, 16, 24, 48"):
-        _made(model, batches, _recipe(weights__group=32))
+    words = rf"weights.group is {group}.*48 columns.*8, 12, 16, 24, 48"
+    with pytest.raises(RecipeError, match=words):
+        _made(model, batches, _recipe(weights__group=group))
 
 
 @pytest.mark.parametrize("name", ["w4a8", "w4a16", "per token", "no frequent rows", "eight bits"])

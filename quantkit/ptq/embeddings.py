@@ -12,7 +12,6 @@ from quantkit.integers import Integers, two_level_steps
 from quantkit.modules import QuantEmbedding
 from quantkit.numerics import symmetric_grid
 from quantkit.placement import Plan
-from quantkit.ptq.weights import check_group
 from quantkit.recipe import Recipe
 
 __all__ = ["embeddings"]
@@ -76,7 +75,6 @@ def _four_bits(name: str, table: Tensor, recipe: Recipe, counts: Tensor) -> Quan
     """Two levels, or one scale per row; the most frequent rows at 8 bits."""
     slot = recipe.embeddings
     if slot.per == "group":
-        check_group(name, table.shape[1], slot.group, "embeddings")
         scale, multipliers = two_level_scales(table, slot.group, symmetric_grid(4), None)
         wide = two_level_steps(scale, multipliers, table.shape[1])
         integers = Integers.of(_nearest(table, wide, 4), scale, 4, multipliers)

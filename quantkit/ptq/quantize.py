@@ -12,7 +12,15 @@ from quantkit.calibration import Batch, collect_statistics
 from quantkit.encoder import SharedInput, describe, unroll
 from quantkit.errors import CheckpointError, DataError, RecipeError
 from quantkit.memory import return_freed_memory
-from quantkit.placement import Plan, copy_without, decide, quantized_calls, quantized_inputs, swap
+from quantkit.placement import (
+    Plan,
+    check_groups,
+    copy_without,
+    decide,
+    quantized_calls,
+    quantized_inputs,
+    swap,
+)
 from quantkit.ptq.embeddings import embeddings
 from quantkit.ptq.inputs import InputDecision, Reader, clipping_notes, input_readers, rotation_notes
 from quantkit.ptq.resume import LayerStore, fingerprint
@@ -83,6 +91,7 @@ def quantize(
     unrolled = unroll(model)
     encoder = describe(unrolled)
     plan = decide(encoder, recipe)
+    check_groups(unrolled, plan, recipe)
     batches = list(calibration)
     _check_ids(batches, reachable_rows)
     store.open(fingerprint(f"{recipe_hash(recipe)} {fold}", unrolled, batches))

@@ -16,7 +16,6 @@ from quantkit.algorithms.weight_range import (
 )
 from quantkit.calibration import Batch, InputStatistics
 from quantkit.encoder import EncoderPlan, SharedInput
-from quantkit.errors import RecipeError
 from quantkit.integers import Integers, two_level_steps
 from quantkit.memory import return_freed_memory
 from quantkit.modules import QuantLinear
@@ -27,7 +26,7 @@ from quantkit.ptq.resume import LayerStore
 from quantkit.ptq.smoothing import Smoothing, folds, linear_of, rotations_of
 from quantkit.recipe import Recipe
 
-__all__ = ["Progress", "WeightMaker", "check_group", "rounded"]
+__all__ = ["Progress", "WeightMaker", "rounded"]
 
 Progress = Callable[[str, int, int], None]  # what is done now, how many are done, of how many
 
@@ -220,14 +219,9 @@ def rounded(
     importance: Tensor,
     hessian: Tensor | None,
 ) -> Integers:
-    """Scales, then codes, of one weight [out, in].
-
-    Raises:
-        RecipeError: its width is no multiple of the recipe's group.
-    """
+    """Scales, then codes, of one weight [out, in]."""
     slot, grid = recipe.weights, recipe.weights.grid(bits)
     if slot.per == "group" and bits == 4:
-        check_group(name, weight.shape[1], slot.group, "weights")
         scale, multipliers = two_level_scales(
             weight, slot.group, grid, importance, slot.largest_multiplier
         )
@@ -241,21 +235,6 @@ def rounded(
     else:
         scale = absmax_scale(weight, grid)
     return Integers.of(recipe.rounding.round(weight, scale, grid, hessian), scale, bits)
-
-
-def check_group(name: str, width: int, group: int, slot: str) -> None:
-    """Refuse a group that does not divide a matrix's width.
-
-    Raises:
-        RecipeError: naming sizes that do.
-    """
-    if width % group:
-        fits = [size for size in range(8, 129, 2) if width % size == 0]
-        raise RecipeError(
-            f"{slot}.group is {group}, and {name} has {width} columns, which groups of {group} do "
-            f"not divide. Sizes that fit: {', '.join(map(str, fits)) or 'none'}; or write "
-            f"`per: {'channel' if slot == 'weights' else 'row'}`."
-        )
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor | None:
