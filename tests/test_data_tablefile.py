@@ -56,6 +56,10 @@ def test_folders_that_cannot_be_used(
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "csv": lambda folder: write(folder / "f.csv", 'id,text\n1,NA\n2,"001\n"\n'),
+    "csv with semicolons": lambda folder: write(
+        folder / "f.csv", '\ufeffid;text\n1;NA\n2;"001\n"\n'
+    ),
+    "csv with tabs": lambda folder: write(folder / "f.csv", 'id\ttext\n1\tNA\n2\t"001\n"\n'),
     "tsv": lambda folder: write(folder / "f.tsv", 'id\ttext\r\n1\tNA\r\n2\t"001\n"\r\n'),
     "jsonl": lambda folder: write(
         folder / "f.jsonl", '\ufeff{"text": "NA"}\r\n\n{"text": "001\\n"}'
@@ -76,7 +80,7 @@ def test_cells_are_taken_as_they_are_written(form: str, tmp_path: Path) -> None:
     places, rows = zip(*read_table(file, ["text"]), strict=True)
     assert [row["text"] for row in rows] == ["NA", "001\n"]
     lines = {"jsonl": (":1", ":3"), "json lines": (":1", ":2"), "csv": (":2", ":3")}
-    lines["tsv"] = lines["csv"]
+    lines |= dict.fromkeys(("tsv", "csv with semicolons", "csv with tabs"), lines["csv"])
     assert places == tuple(f"{file}{at}" for at in lines.get(form, (", row 1", ", row 2")))
 
 
@@ -97,6 +101,8 @@ def test_texts_that_look_like_dates_stay_texts(tmp_path: Path) -> None:
         ("f.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"f.jsonl:2 is not UTF-8"),
         ("f.csv", b"text\n\xe9\n", r"f.csv:2 is not UTF-8"),
         ("f.csv", "Text,label\n", r"f.csv:1: unknown column 'text'. Known columns: Text, label"),
+        ("f.csv", "Text;label\n", r"f.csv:1: unknown column 'text'. Known columns: Text;label"),
+        ("f.csv", "x" * 200_000, r"f.csv:1: field larger than field limit"),
         ("f.parquet", "PAR1", r"f.parquet is not a sound Parquet file: .*Write it again"),
     ],
 )

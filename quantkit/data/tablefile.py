@@ -4,8 +4,10 @@ Rows are read one after the other and are never held all at once, except those o
 file that is one list. Numbers and dates are not guessed: a cell of a CSV file is its text.
 """
 
+import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -23,6 +25,7 @@ STEMS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+SEPARATORS = (",", ";", "\t")
 ROWS = 1000  # of a Parquet file, decoded at once
 
 Row = tuple[str, Mapping[str, object]]  # file and line, cells by the name of their column
@@ -61,14 +64,28 @@ def find_tables(path: Path) -> dict[str, Path]:
 def read_table(file: Path, columns: Sequence[str]) -> Iterator[Row]:
     """The rows of a file, with at least these columns.
 
+    A CSV file may have semicolons, as spreadsheets write it where the comma is the decimal sign,
+    or tabs.
+
     Raises:
         DataError: the file is broken, or lacks a column.
     """
     if file.suffix in (".csv", ".tsv"):
-        return read_csv(file, columns, "\t" if file.suffix == ".tsv" else ",")
+        return read_csv(file, columns, "\t" if file.suffix == ".tsv" else _separator(file, columns))
     if file.suffix == ".parquet":
         return _read_parquet(file, columns)
     return _read_json(file, columns)
+
+
+def _separator(file: Path, columns: Sequence[str]) -> str:
+    """What stands between the cells of a CSV file, by its header; a comma if nothing fits."""
+    with opened(file) as lines:
+        header = lines.readline()
+    with suppress(csv.Error):  # reading will say where
+        for separator in SEPARATORS:
+            if set(columns) <= set(next(csv.reader([header], delimiter=separator), [])):
+                return separator
+    return SEPARATORS[0]
 
 
 def _read_json(file: Path, columns: Sequence[str]) -> Iterator[Row]:
