@@ -32,7 +32,7 @@ def model(line: Line) -> Path:
     return line.runs / "smsa" / "w8a8"
 
 
-def _predict_file(model: Path, file: Path, content: bytes) -> list[dict[str, object]]:
+def _predict_file(model: Path, file: Path, content: bytes) -> list[dict[str, object] | None]:
     file.write_bytes(content)
     printed = succeed("predict", "--file", file, "--model", model)
     return [json.loads(answer) for answer in printed.splitlines()]
@@ -78,12 +78,16 @@ def test_json_holds_what_the_session_says(model: Path) -> None:
     ids=["lines", "no-last-end", "empty-lines", "bom-and-windows", "json", "mixed"],
 )
 def test_a_file_is_answered_line_by_line(content: str, model: Path, tmp_path: Path) -> None:
-    answers = _predict_file(model, tmp_path / "rows", content.format(*TEXTS).encode())
-    assert [answer["label"] for answer in answers] == ANSWERS
+    written = content.format(*TEXTS)
+    answers = _predict_file(model, tmp_path / "rows", written.encode())
+    assert [answer["label"] for answer in answers if answer] == ANSWERS
+    # Answers stand beside their lines.
+    assert [bool(answer) for answer in answers] == [bool(x.strip()) for x in written.splitlines()]
 
 
 def test_a_file_without_texts_has_no_answers(model: Path, tmp_path: Path) -> None:
-    assert _predict_file(model, tmp_path / "rows", b"\n \n\r\n") == []
+    assert _predict_file(model, tmp_path / "rows", b"\n \n\r\n") == [None, None, None]
+    assert _predict_file(model, tmp_path / "rows", b"") == []
 
 
 @pytest.mark.parametrize(
@@ -223,7 +227,8 @@ def _read_line(stream: IO[str], seconds: float = 60.0) -> str:
 
 def test_stdin_is_read_as_a_file_is(model: Path) -> None:
     printed, _ = _through_stdin(model).communicate(f"\ufeff{TEXTS[0]}\r\n\r\n{TEXTS[1]}\n")
-    assert [json.loads(answer)["label"] for answer in printed.splitlines()] == ANSWERS[:2]
+    first, empty, second = (json.loads(answer) for answer in printed.splitlines())
+    assert [first["label"], empty, second["label"]] == [ANSWERS[0], None, ANSWERS[1]]
     process = _through_stdin(model)
     _, said = process.communicate(f"{TEXTS[0]}\n\n{{oh\n")
     assert process.returncode == 2

@@ -1,10 +1,12 @@
 """Commands that ask models: predict and eval."""
 
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from quantkit.runtime import Session
 
 __all__ = ["evaluate", "predict"]
+
+Row = str | Mapping[str, Any]
 
 PLAIN = ("pearson", "spearman", "cosine", "rmse", "mae")  # scores that are no shares
 
@@ -56,7 +60,10 @@ def predict(
     model: Annotated[Path | None, typer.Option(help="An exported folder.")] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Answer texts with an exported model; needs no torch. Files give JSON lines."""
+    """Answer texts with an exported model; needs no torch.
+
+    Files give JSON lines, one for each line; that of an empty line is null.
+    """
     from quantkit.runtime import load
 
     if bool(texts) == bool(file):
@@ -64,29 +71,48 @@ def predict(
     session = load(model or newest_quantized(runs))
     if file:
         with _lines(file) as lines:
-            _stream(session, _rows(lines, file))
+            _print(_answers(session, _rows(lines, file)))
     elif as_json or session.head.kind != "classification":
-        _stream(session, iter(texts or []))
+        _print(session.stream(texts or []))
     else:
         for text, answer in zip(texts or [], session.predict(texts or []), strict=True):
             typer.echo(f"{answer.label}\t{answer.score:.4f}\t{text}")  # type: ignore[union-attr]
 
 
-def _stream(session: "Session", rows: Iterator[object]) -> None:
-    """Answers as JSON lines, while the rows are still being read."""
+def _print(answers: Iterator[dict[str, Any] | None]) -> None:
+    """JSON lines, while the rows are still being read."""
     import json
 
-    for answer in session.stream(rows):  # type: ignore[arg-type]
+    for answer in answers:
         typer.echo(json.dumps(answer, ensure_ascii=False))
 
 
-def _rows(lines: Iterator[str], file: str) -> Iterator[object]:
-    """Each line as a text, or what its JSON object says; empty lines are skipped."""
+def _answers(session: "Session", rows: Iterator[Row | None]) -> Iterator[dict[str, Any] | None]:
+    """An answer for each row and None for None, so that answers stand beside their lines."""
+    empty = deque([0])  # rows of None before each of the others, as far as they have been read
+
+    def others() -> Iterator[Row]:
+        for row in rows:
+            if row is None:
+                empty[-1] += 1
+            else:
+                empty.append(0)
+                yield row
+
+    for answer in session.stream(others()):
+        yield from repeat(None, empty.popleft())
+        yield answer
+    yield from repeat(None, empty.popleft())
+
+
+def _rows(lines: Iterator[str], file: str) -> Iterator[Row | None]:
+    """Each line as a text, or what its JSON object says; an empty one as None."""
     import json
 
     for at, line in enumerate(lines, start=1):
         text = line.rstrip("\r\n").removeprefix("\ufeff")
         if not text.strip():
+            yield None
             continue
         if not text.startswith("{"):
             yield text
