@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def model(line: Line) -> Path:
     return line.runs / "smsa" / "w8a8"
 
 
-def _predict_file(model: Path, file: Path, content: bytes) -> list[dict[str, object] | None]:
+def _predict_file(model: Path, file: Path, content: bytes) -> list[Any]:
     file.write_bytes(content)
     printed = succeed("predict", "--file", file, "--model", model)
     return [json.loads(answer) for answer in printed.splitlines()]
