@@ -131,11 +131,11 @@ class Embeddings:
     """Grid of the embedding tables: symmetric, a scale per row.
 
     `per: group` is the two-level grid of 4 bits, as in `weights`. `frequent` rows of a 4-bit
-    word table, those of the most frequent words, stay at 8 bits: a few rows serve most of a
-    text. Position tables, which touch every token, always have 8 bits, and type tables stay in
-    float: they are a few KB. `trim` removes
-    the word rows above the largest id the tokenizer can produce, which no text can reach; with
-    `corpus` also those of tokens that no training text holds (see `trim.trim_to_corpus`).
+    word table, those of the most frequent words but at most a quarter of the table, stay at 8
+    bits: a few rows serve most of a text. Position tables, which touch every token, always have
+    8 bits, and type tables stay in float: they are a few KB. `trim` removes the word rows above
+    the largest id the tokenizer can produce, which no text can reach; with `corpus` also
+    those of tokens that no training text holds (see `trim.trim_to_corpus`).
     """
 
     bits: Literal[8, 4] = 8

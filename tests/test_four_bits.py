@@ -165,6 +165,22 @@ def test_frequent_rows_keep_8_bits_and_all_others_are_coarser(
     assert float(error[frequent].max()) < 0.1 * float(error[~frequent].min())
 
 
+def test_at_most_a_quarter_of_a_table_keeps_8_bits(
+    model: BertForSequenceClassification, batches: Batches
+) -> None:
+    """With 2,048 rows of a smaller table the 4-bit codes would come on top of an 8-bit table."""
+    counts = torch.ones(ROWS, dtype=torch.int64)
+    recipe = _recipe(embeddings__frequent=2048)
+    made = quantize(model, batches, recipe=recipe, reachable_rows=ROWS, word_counts=counts)
+    table = made.model.get_submodule(WORDS)
+    assert isinstance(table, QuantEmbedding)
+    assert table.frequent_rows is not None
+    assert len(table.frequent_rows) == ROWS // 4
+    eight = quantize(model, batches, reachable_rows=ROWS).model.get_submodule(WORDS)
+    sizes = [sum(b.nbytes for b in each.buffers()) for each in (table, eight)]
+    assert sizes[0] < sizes[1]
+
+
 def test_position_and_type_tables_keep_8_bits(four: Quantized) -> None:
     bits = {
         p.module.rpartition(".")[2]: p.bits

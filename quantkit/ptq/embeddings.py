@@ -17,6 +17,9 @@ from quantkit.recipe import Recipe
 __all__ = ["embeddings"]
 
 ROWS = 2048  # of a table that are rounded at a time
+# Of a table, at most, with 8-bit codes beside its 4-bit ones: from a half on it would be no smaller
+# than a table of 8 bits.
+FREQUENT_SHARE = 0.25
 
 
 def embeddings(
@@ -72,7 +75,7 @@ def _nearest(table: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 
 def _four_bits(name: str, table: Tensor, recipe: Recipe, counts: Tensor) -> QuantEmbedding:
-    """Two levels, or one scale per row; the most frequent rows at 8 bits."""
+    """Two levels, or one scale per row; the most frequent rows, a quarter at most, at 8 bits."""
     slot = recipe.embeddings
     if slot.per == "group":
         scale, multipliers = two_level_scales(table, slot.group, symmetric_grid(4), None)
@@ -80,7 +83,7 @@ def _four_bits(name: str, table: Tensor, recipe: Recipe, counts: Tensor) -> Quan
         integers = Integers.of(_nearest(table, wide, 4), scale, 4, multipliers)
     else:
         integers = _rows(table, 4)
-    count = min(slot.frequent, int((counts > 0).sum()))
+    count = min(slot.frequent, int((counts > 0).sum()), int(FREQUENT_SHARE * len(table)))
     if not count:
         return QuantEmbedding(integers)
     rows = counts.topk(count).indices.sort().values
