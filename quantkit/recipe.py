@@ -5,13 +5,12 @@ union. Loading is strict: all problems of a file are listed at once, each with t
 its key and, for a misspelt one, the nearest right spelling.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -24,6 +23,7 @@ from quantkit.algorithms.smoothing_search import NoSmoothing
 from quantkit.algorithms.smoothquant import SmoothQuant
 from quantkit.config import STRICT
 from quantkit.errors import RecipeError
+from quantkit.recipe_problems import explain
 from quantkit.recurrent_slot import Recurrent
 from quantkit.slots import (
     Activations,
@@ -143,7 +143,7 @@ def parse_recipe(values: object, source: str) -> Recipe:
     try:
         recipe = _ADAPTER.validate_python(values)
     except ValidationError as problem:
-        lines = [_explain(dict(entry)) for entry in problem.errors()]
+        lines = [explain(dict(entry), Recipe) for entry in problem.errors()]
         raise RecipeError("\n".join(f"{source}: {line}" for line in lines)) from None
     _check_target(recipe, source)
     return recipe
@@ -309,43 +309,3 @@ def _shipped_folder() -> Path:
     """The recipes in an installed wheel, or beside the package in a checkout."""
     inside = Path(__file__).parent / "recipes"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
-
-
-def _explain(entry: dict[str, Any]) -> str:
-    """One validation problem in words: path, what was found, what would be right."""
-    location = [str(part) for part in entry["loc"]]
-    path = ".".join(location)
-    if entry["type"] == "value_error":  # keys or slots that contradict one another
-        return f"{f'{path}: ' if path else ''}{entry['ctx']['error']}."
-    if entry["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        known = _keys_at(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"Did you mean `{near[0]}`?" if near else f"Known keys: {', '.join(known)}."
-        return f"unknown key {path}. {hint}"
-    if entry["type"].startswith("missing"):
-        return f"{path} is missing. Add it: every recipe needs name, task and model."
-    if entry["type"] == "literal_error":
-        return f"{path} is {entry['input']!r}; quantkit supports {entry['ctx']['expected']}."
-    if entry["type"] == "union_tag_invalid":
-        expected = entry["ctx"]["expected_tags"]
-        return f"{path}.name is {entry['ctx']['tag']!r}; quantkit supports {expected}."
-    return f"{path} is {entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}."
-
-
-def _keys_at(location: list[str]) -> list[str]:
-    """The keys that are allowed at a path; a union's member is found by its name tag."""
-    here: Any = Recipe
-    for part in location:
-        slots = [member for member in _members(here) if is_dataclass(member)]
-        tagged = [slot for slot in slots if get_type_hints(slot).get("name") == Literal[part]]
-        here = tagged[0] if tagged else get_type_hints(slots[0])[part]
-    members = _members(here)
-    return [field.name for member in members if is_dataclass(member) for field in fields(member)]
-
-
-def _members(kind: Any) -> list[Any]:  # noqa: ANN401
-    if get_origin(kind) is Annotated:
-        return _members(get_args(kind)[0])
-    if get_origin(kind) is Union or type(kind).__name__ == "UnionType":
-        return [member for part in get_args(kind) for member in _members(part)]
-    return [kind]

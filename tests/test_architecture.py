@@ -22,7 +22,7 @@ LAYERS = [
     "modules",
     "kernels",
     "encoder",
-    "source recurrent_slot slots training_slots",
+    "source recurrent_slot slots training_slots recipe_problems",
     "recipe",
     "calibration placement",
     "replay",
