@@ -26,6 +26,7 @@ __all__ = [
     "InputStatistics",
     "PassEnded",
     "Texts",
+    "batches_of",
     "collect_observed",
     "collect_statistics",
     "each_input",
@@ -36,6 +37,30 @@ __all__ = [
 Batch = Mapping[str, Tensor]
 
 SAMPLED_ROWS = 512
+
+
+def batches_of(calibration: Iterable[Batch]) -> list[Batch]:
+    """The batches, each of them looked at before anything is computed.
+
+    Raises:
+        DataError: it is one batch, or something in it is none.
+    """
+    if isinstance(calibration, Mapping):
+        raise DataError("Calibration is one batch; quantkit takes a list of them: [batch].")
+    batches = list(calibration)
+    for at, batch in enumerate(batches):
+        ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+        if not isinstance(ids, Tensor) or ids.dim() != 2:
+            found = type(batch).__name__ if ids is None else f"batch of {_shown(ids)}"
+            raise DataError(
+                f"Calibration batch {at} is a {found}; quantkit takes what a tokenizer makes of "
+                f'texts: tokenizer(texts, padding=True, return_tensors="pt").'
+            )
+    return batches
+
+
+def _shown(ids: object) -> str:
+    return f"ids {list(ids.shape)}" if isinstance(ids, Tensor) else f"{type(ids).__name__}s"
 
 
 @dataclass(frozen=True)

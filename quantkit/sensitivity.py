@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quantkit.batching import Encoded
-from quantkit.calibration import Batch
+from quantkit.calibration import Batch, batches_of
 from quantkit.closeness import Closeness, FloatAnswers, row_count
 from quantkit.encoder import EncoderPlan, describe, unroll
 from quantkit.errors import QuantkitError
@@ -160,7 +160,7 @@ def analyse(
     Raises:
         CheckpointError, DataError, RecipeError: as `quantize`.
     """
-    recipe, batches = apart(recipe), list(calibration)
+    recipe, batches = apart(recipe), batches_of(calibration)
     finished, say = finished or PartialResults(None), progress or (lambda *_: None)
     shadow = swappable(model)
     encoder = describe(shadow)

@@ -1,13 +1,15 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertForSequenceClassification
+from transformers import BatchEncoding, BertForSequenceClassification
 
 from quantkit.calibration import (
     Batch,
     InputStatistics,
+    batches_of,
     collect_observed,
     collect_statistics,
     extremes,
@@ -62,6 +64,30 @@ def test_the_sample_is_uniform_over_the_stream() -> None:
 def test_no_batch_is_an_error(model: BertForSequenceClassification) -> None:
     with pytest.raises(DataError, match="at least one batch"):
         collect_statistics(model, list(describe(model).inputs()), [], seed=0)
+
+
+ONE = {"input_ids": torch.ones(1, 3, dtype=torch.int64)}
+
+
+@pytest.mark.parametrize(
+    ("calibration", "words"),
+    [
+        (ONE, r"is one batch; quantkit takes a list of them: \[batch\]"),
+        (BatchEncoding(dict(ONE)), "is one batch"),
+        (["makanannya enak"], "batch 0 is a str; .*return_tensors"),
+        ([ONE, {"input_ids": [[1, 2]]}], "batch 1 is a batch of lists; "),
+        ([{"input_ids": torch.ones(3)}], r"batch 0 is a batch of ids \[3\]; "),
+        ([{"attention_mask": torch.ones(1, 3)}], "batch 0 is a dict; "),
+    ],
+)
+def test_what_is_no_list_of_batches_is_named(calibration: Any, words: str) -> None:  # noqa: ANN401
+    with pytest.raises(DataError, match=words):
+        batches_of(calibration)
+
+
+def test_batches_may_come_from_anywhere() -> None:
+    assert batches_of(each for each in (ONE, BatchEncoding(dict(ONE)))) == [ONE, ONE]
+    assert batches_of([]) == []
 
 
 def test_an_infinite_activation_names_its_layer() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from quantkit.calibration import Batch, collect_statistics
+from quantkit.calibration import Batch, batches_of, collect_statistics
 from quantkit.encoder import SharedInput, describe, unroll
 from quantkit.errors import CheckpointError, DataError, RecipeError
 from quantkit.memory import return_freed_memory
@@ -80,7 +80,8 @@ def quantize(
 
     Raises:
         CheckpointError: weights or activations that are not finite, or an unknown family.
-        DataError: no calibration batch, or token ids beyond `reachable_rows`.
+        DataError: no calibration batch, something else than one, or token ids beyond
+            `reachable_rows`.
         RecipeError: a skip pattern that matches nothing, a group that fits no layer, or
             `activations.scope: all`, which `quantkit.simulation` is for.
     """
@@ -92,7 +93,7 @@ def quantize(
     encoder = describe(unrolled)
     plan = decide(encoder, recipe)
     check_groups(unrolled, plan, recipe)
-    batches = list(calibration)
+    batches = batches_of(calibration)
     _check_ids(batches, reachable_rows)
     store.open(fingerprint(f"{recipe_hash(recipe)} {fold}", unrolled, batches))
     inputs, calls = quantized_inputs(encoder, plan), quantized_calls(encoder, plan)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quantkit.calibration import Batch
+from quantkit.calibration import Batch, batches_of
 from quantkit.encoder import describe, unroll
 from quantkit.errors import RecipeError
 from quantkit.numerics import asymmetric_grid
@@ -73,7 +73,7 @@ def simulate(
         CheckpointError: values that are not finite, or an unknown family.
         DataError: no calibration batch, or token ids beyond `reachable_rows`.
     """
-    slot, texts = recipe.activations, list(batches)
+    slot, texts = recipe.activations, batches_of(batches)
     if slot.scope != "all":
         raise RecipeError(
             f"activations.scope is {slot.scope!r}; a simulation is of `scope: all`. `quantize` "
