@@ -98,8 +98,8 @@ def load_packed(folder: str | Path) -> Packed:
     folder = Path(folder)
     if not (folder / METADATA).is_file():
         raise CheckpointError(
-            f"{folder} is not a packed checkpoint: it holds no {METADATA}. "
-            f"Make one with: quantkit ptq {folder}"
+            f"{folder} is not a packed checkpoint: it holds no {METADATA}. Make one of a run with "
+            f"quantkit ptq RUN, of any model with quantkit ptq --checkpoint MODEL --texts FILE."
         )
     metadata = read_metadata(folder)
     tensors = read_tensors(folder / WEIGHTS)
