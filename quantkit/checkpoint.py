@@ -24,6 +24,7 @@ from quantkit.errors import CheckpointError
 from quantkit.heads import HEAD_KEY, Head
 from quantkit.hub import cannot_load, check_folder, hub_unreachable, quiet
 from quantkit.ptq import check_finite
+from quantkit.tokenizer_files import save_tokenizer
 
 __all__ = [
     "builtin_model",
@@ -127,7 +128,7 @@ def save_float(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     """Write `model.safetensors`, `config.json` and the tokenizer's files into `folder`."""
     with quiet():
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 def builtin_model(tokenizer: PreTrainedTokenizerBase, head: Head) -> PreTrainedModel:

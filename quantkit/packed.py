@@ -28,6 +28,7 @@ from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear, TokenQ
 from quantkit.placement import Plan, quantized_calls, swap
 from quantkit.ptq import Quantized
 from quantkit.recipe import Recipe, parse_recipe, recipe_hash
+from quantkit.tokenizer_files import save_tokenizer
 
 __all__ = [
     "FORMAT",
@@ -72,7 +73,7 @@ def save_packed(
     config["architectures"] = [type(model).__name__]
     config["quantization_config"] = {"quant_method": "quantkit", "format": FORMAT}
     write_json(folder / "config.json", config)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     write_json(
         folder / METADATA,
         {

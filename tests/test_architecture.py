@@ -29,7 +29,7 @@ LAYERS = [
     "moments",
     "ptq",
     "qat simulation units",
-    "hub",
+    "hub tokenizer_files",
     "checkpoint packed student recurrent",
     "hf",
     "data metrics",

@@ -30,6 +30,7 @@ from quantkit.onnx_file import FOLDERS, Purpose, Target
 from quantkit.recipe import Recipe, recipe_hash
 from quantkit.recurrent import RecurrentForSequenceClassification
 from quantkit.simulation import FakeQuantizer
+from quantkit.tokenizer_files import save_tokenizer
 
 __all__ = ["Exported", "export", "export_path"]
 
@@ -95,7 +96,7 @@ def export(
     if not (folder / "config.json").is_file():
         write_json(folder / "config.json", rolled_config(model))
     if not (folder / "tokenizer.json").is_file():
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
     return Exported(path, parity)
 
 
