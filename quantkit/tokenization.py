@@ -84,6 +84,7 @@ def tokenize_words(tokenizer: Tokenizer, inputs: Inputs, limit: int) -> Iterator
     Raises:
         DataError: a sentence without words, or a limit that leaves no room for any.
     """
+    tokenizer.no_padding()  # of a batch, it would make tokens of words that have none
     questions = inputs.second
     room = limit - tokenizer.num_special_tokens_to_add(questions is not None)
     if room < 1:
@@ -96,7 +97,6 @@ def tokenize_words(tokenizer: Tokenizer, inputs: Inputs, limit: int) -> Iterator
         if questions is not None:
             heads = [_shortened(tokenizer, list(q), room // 2) for q in questions[start:stop]]
             chunk = list(zip(heads, sentences, strict=True))
-        tokenizer.no_padding()
         strategy = "longest_first" if questions is None else "only_second"
         tokenizer.enable_truncation(limit, stride=room // OVERLAP, strategy=strategy)
         encodings = tokenizer.encode_batch(chunk, is_pretokenized=True)

@@ -249,6 +249,22 @@ def test_merge_words_puts_windows_together_again(
     assert [row.tolist() for row in found] == expected
 
 
+@pytest.mark.parametrize("question", [None, ["tidak", "\u200b"]])
+@pytest.mark.parametrize("padding", [{}, {"length": 20}], ids=["batch", "fixed"])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_padding_of_an_earlier_call_changes_nothing(
+    name: str, padding: dict[str, int], question: list[str] | None
+) -> None:
+    """A word without tokens, padded, once passed for a word with some, and had no answer."""
+    inputs = inputs_of(["makan", "\u200b", "enak", "", "sekali"], question)
+    tokenizer = Tokenizer.from_str(TOKENIZERS[name].to_str())
+    expected = list(tokenize_words(tokenizer, inputs, 40))
+    tokenizer.enable_padding(**padding)
+    tokenizer.enable_truncation(3)
+    assert list(tokenize_words(tokenizer, inputs, 40)) == expected
+    assert sorted(word for word in expected[0].words if word >= 0) == list(range(5))
+
+
 def test_the_tokenizer_itself_keeps_its_settings() -> None:
     before = PRETRAINED.backend_tokenizer.to_str()
     encode(PRETRAINED, Inputs(["makan enak sekali"]), CLASSES, np.zeros(1, np.int64), 4)
