@@ -38,7 +38,7 @@ from quantkit.prediction import Outputs, outputs_of, predict
 from quantkit.recipe import Recipe, with_bits, with_changes
 from quantkit.runtime import load
 from quantkit.simulation import simulate
-from quantkit.study import method_scores
+from quantkit.study import method_scores, shareable
 
 NAIVE = {"smoothing": {"name": "none"}, "rounding": {"name": "nearest"}}
 TENSOR = {**NAIVE, "weights.per": "tensor"}
@@ -199,7 +199,7 @@ def make_unit(task: str, seed: int, options: argparse.Namespace) -> None:
         "seed": seed,
         "main": MAIN[head.kind],
         "test_rows": len(test),
-        "recipe": unit.recorded_recipe(),
+        "recipe": shareable(unit.recipe),
         "methods": {name: {"bits": bits, **changes} for name, (bits, changes) in OWN.items()},
         "scores": scores,
         "environment": environment(1),

@@ -31,7 +31,7 @@ from quantkit.prediction import Outputs
 from quantkit.qat_line import qat
 from quantkit.recipe import Recipe, with_bits, with_changes
 from quantkit.runs import TRAINING, Run
-from quantkit.study import method_scores
+from quantkit.study import method_scores, shareable
 
 LONGER = "float, trained on"
 # Changes to the task's recipe at so many bits.
@@ -181,7 +181,7 @@ def make_unit(task: str, seed: int, options: argparse.Namespace) -> None:
         "main": MAIN[unit.task.head.kind],
         "test_rows": len(unit.task.splits["test"]),
         "epochs": options.epochs,
-        "recipe": unit.recorded_recipe(),
+        "recipe": shareable(unit.recipe),
         "variants": ABLATION if options.ablation else {n: list(v) for n, v in VARIANTS.items()},
         "scores": scores,
         "seconds": time.perf_counter() - began,

@@ -66,11 +66,6 @@ class Unit:
         }
         return cls(data, recipe, run, encoded)
 
-    def recorded_recipe(self) -> dict[str, Any]:
-        """The recipe as results hold it: a model in a folder by that folder's name alone."""
-        model = self.recipe.model
-        return asdict(self.recipe) | {"model": Path(model).name if Path(model).is_dir() else model}
-
     def references(self, split: str) -> Any:  # noqa: ANN401
         """The right answers of a split."""
         return references_of(self.task.splits[split], self.task.head)

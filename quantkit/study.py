@@ -49,7 +49,15 @@ from quantkit.simulation import simulate
 from quantkit.tokenization import Inputs
 from quantkit.trim import trim_to_corpus
 
-__all__ = ["Study", "load_study", "method_scores", "run_study", "study_rows", "unit_file"]
+__all__ = [
+    "Study",
+    "load_study",
+    "method_scores",
+    "run_study",
+    "shareable",
+    "study_rows",
+    "unit_file",
+]
 
 Changes = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # of files and folders
@@ -211,13 +219,19 @@ def _unit(study: Study, recipe: Recipe, run: Run, data: Path | None) -> dict[str
         "seed": recipe.finetune.seed,
         "main": MAIN[task.head.kind],
         "test_rows": len(test),
-        "recipe": asdict(recipe),
+        "recipe": shareable(recipe),
         "methods": {name: study.methods[name] for name in study.methods},
         "scores": scores,
         "method_seconds": seconds,
         "training": training,
         "environment": environment(),
     }
+
+
+def shareable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as results hold it: a model in a folder by that folder's name alone."""
+    model = Path(recipe.model)
+    return asdict(recipe) | ({"model": model.resolve().name} if model.is_dir() else {})
 
 
 def _is_simulated(recipe: Recipe) -> bool:

@@ -100,6 +100,7 @@ def test_every_unit_is_a_file(done: tuple[Place, str]) -> None:
     for name, unit in units.items():
         assert name == f"{unit['study']}_{unit['recipe_name']}_{unit['seed']}"
         assert unit["recipe"]["finetune"]["seed"] == unit["seed"]
+        assert unit["recipe"]["model"] == place.model.name  # no path of the machine
         assert unit["recipe"]["smoothing"]["alpha"] == "auto"  # the method's change is not in it
         assert list(unit["scores"]) == ["float", "full", "half"]
         assert unit["methods"] == METHODS
