@@ -26,6 +26,7 @@ def test_a_file_is_all_and_a_folder_has_a_file_per_split(tmp_path: Path) -> None
     for file in (train, dev, test, tmp_path / "notes.txt"):
         write(file)
     assert find_tables(train) == {"all": train}
+    assert find_tables(write(tmp_path / "A.CSV")) == {"all": tmp_path / "A.CSV"}
     assert find_tables(tmp_path) == {"train": train, "validation": dev, "test": test}
     dev.unlink()
     assert find_tables(tmp_path) == {"train": train, "test": test}
@@ -60,6 +61,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
         folder / "f.csv", '\ufeffid;text\n1;NA\n2;"001\n"\n'
     ),
     "csv with tabs": lambda folder: write(folder / "f.csv", 'id\ttext\n1\tNA\n2\t"001\n"\n'),
+    "CSV": lambda folder: write(folder / "F.CSV", 'id,text\n1,NA\n2,"001\n"\n'),
     "tsv": lambda folder: write(folder / "f.tsv", 'id\ttext\r\n1\tNA\r\n2\t"001\n"\r\n'),
     "jsonl": lambda folder: write(
         folder / "f.jsonl", '\ufeff{"text": "NA"}\r\n\n{"text": "001\\n"}'
@@ -80,7 +82,7 @@ def test_cells_are_taken_as_they_are_written(form: str, tmp_path: Path) -> None:
     places, rows = zip(*read_table(file, ["text"]), strict=True)
     assert [row["text"] for row in rows] == ["NA", "001\n"]
     lines = {"jsonl": (":1", ":3"), "json lines": (":1", ":2"), "csv": (":2", ":3")}
-    lines |= dict.fromkeys(("tsv", "csv with semicolons", "csv with tabs"), lines["csv"])
+    lines |= dict.fromkeys(("tsv", "CSV", "csv with semicolons", "csv with tabs"), lines["csv"])
     assert places == tuple(f"{file}{at}" for at in lines.get(form, (", row 1", ", row 2")))
 
 

@@ -39,7 +39,7 @@ def find_tables(path: Path) -> dict[str, Path]:
             one split.
     """
     if path.is_file():
-        if path.suffix not in FORMATS:
+        if path.suffix.lower() not in FORMATS:
             raise DataError(f"{path} is not one of {', '.join(FORMATS)}. Convert it to one.")
         return {"all": path}
     if not path.is_dir():
@@ -70,9 +70,10 @@ def read_table(file: Path, columns: Sequence[str]) -> Iterator[Row]:
     Raises:
         DataError: the file is broken, or lacks a column.
     """
-    if file.suffix in (".csv", ".tsv"):
-        return read_csv(file, columns, "\t" if file.suffix == ".tsv" else _separator(file, columns))
-    if file.suffix == ".parquet":
+    suffix = file.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return read_csv(file, columns, "\t" if suffix == ".tsv" else _separator(file, columns))
+    if suffix == ".parquet":
         return _read_parquet(file, columns)
     return _read_json(file, columns)
 
