@@ -238,9 +238,14 @@ def _class_for(head: Head) -> Any:  # noqa: ANN401
     return classes.get(head.kind, AutoModelForSequenceClassification)
 
 
+def _architecture(config: PretrainedConfig) -> str:
+    """The class that a checkpoint says it is; empty if it says none."""
+    return (config.architectures or [""])[0]
+
+
 def _class_of(config: PretrainedConfig) -> Any:  # noqa: ANN401
     """The auto class of a checkpoint's architecture; a sequence classifier's if it says none."""
-    name = (config.architectures or [""])[0]
+    name = _architecture(config)
     if name.endswith(_WORDS):
         return AutoModelForTokenClassification
     return AutoModel if name.endswith("Model") else AutoModelForSequenceClassification
@@ -248,7 +253,7 @@ def _class_of(config: PretrainedConfig) -> Any:  # noqa: ANN401
 
 def _refuse_other_heads(source: str, config: PretrainedConfig) -> None:
     """Refuse a head that would be replaced by an untrained one, before shapes disagree."""
-    name = (config.architectures or [""])[0]
+    name = _architecture(config)
     if "For" in name and not name.endswith(_HEADS):
         raise CheckpointError(
             f"{source} is a {name}; quantkit quantizes classifiers of texts, classifiers of words, "

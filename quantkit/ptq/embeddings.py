@@ -55,7 +55,7 @@ def embeddings(
         if bits == 8:
             modules[name] = QuantEmbedding(_rows(table, 8))
         else:
-            modules[name] = _four_bits(name, table, recipe, counts[: len(table)])
+            modules[name] = _four_bits(table, recipe, counts[: len(table)])
     return modules, trimmed
 
 
@@ -74,7 +74,7 @@ def _nearest(table: Tensor, scale: Tensor, bits: int) -> Tensor:
     return torch.cat([numerics.quantize(rows, scales, zero, grid) for rows, scales in parts])
 
 
-def _four_bits(name: str, table: Tensor, recipe: Recipe, counts: Tensor) -> QuantEmbedding:
+def _four_bits(table: Tensor, recipe: Recipe, counts: Tensor) -> QuantEmbedding:
     """Two levels, or one scale per row; the most frequent rows, a quarter at most, at 8 bits."""
     slot = recipe.embeddings
     if slot.per == "group":

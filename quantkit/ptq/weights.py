@@ -177,7 +177,7 @@ class WeightMaker:
             linear = linear_of(self.model, name)
             weight = self.smoothing[together[0]].weight(linear.weight.detach().float())
             target = self._target(weight, hessian, moments)
-            integers = rounded(name, target, self._bits(together), self.recipe, importance, hessian)
+            integers = rounded(target, self._bits(together), self.recipe, importance, hessian)
             bias = None if linear.bias is None else linear.bias.detach().float().clone()
             if self.recipe.bias_correction or self.recipe.compensation is not None:
                 exact, read = (
@@ -212,7 +212,6 @@ class WeightMaker:
 
 
 def rounded(
-    name: str,
     weight: Tensor,
     bits: int,
     recipe: Recipe,
