@@ -40,7 +40,7 @@ from torch.ao.quantization import (
 )
 from transformers import PreTrainedModel
 
-from quantkit.memory import resident_bytes
+from quantkit.memory import keeping_freed_memory, resident_bytes
 from quantkit.ptq import quantize
 from quantkit.qat import Fixed, Lsq, parameter_groups, prepare, set_progress
 from quantkit.recipe import Recipe, with_bits, with_changes
@@ -79,14 +79,15 @@ def worker(name: str, shape: str, sizes: Sizes, start: Path, threads: int) -> di
     optimizer = torch.optim.AdamW(groups)
     batches = list(_batches(shape, sizes.vocab))
     seconds = 0.0
-    for step, batch in enumerate([*batches[:1] * WARM, *batches]):
-        began = time.perf_counter()
-        progress(step)
-        trained(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if step >= WARM:
-            seconds += time.perf_counter() - began
+    with keeping_freed_memory():  # every candidate, as quantkit trains
+        for step, batch in enumerate([*batches[:1] * WARM, *batches]):
+            began = time.perf_counter()
+            progress(step)
+            trained(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step >= WARM:
+                seconds += time.perf_counter() - began
     return {
         "ms": 1e3 * seconds / len(batches),
         "bytes": float(resident_bytes(peak=True) - imported),

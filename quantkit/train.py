@@ -29,7 +29,7 @@ from quantkit.batching import (
     ordered_batches,
 )
 from quantkit.errors import QuantkitError
-from quantkit.memory import resident_bytes
+from quantkit.memory import keeping_freed_memory, resident_bytes
 from quantkit.method import Divergence, Method, plain
 from quantkit.optimization import lr_factor, set_dropout
 from quantkit.prediction import Outputs, mean_loss, outputs_of, predict_windows
@@ -122,6 +122,7 @@ def finetune(
     groups = [{**group, "initial_lr": group["lr"]} for group in method.groups]
     optimizer = torch.optim.AdamW(groups, fused=True)
     with (
+        keeping_freed_memory(),
         accelerating(model, settings.precision) as accelerator,
         checkpointing(model, settings.checkpointing),
         reporting(inputs.steps, on_step, accelerator, shown=progress) as reports,

@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from quantkit.numerics import Grid, asymmetric_grid, symmetric_grid
-from quantkit.qat import straight_through
-from quantkit.qat.straight_through import fake_input, fake_linear, fake_weight
+from quantkit.qat import chunks, inputs, products
+from quantkit.qat.inputs import InputGrid, Read, fake_input
+from quantkit.qat.products import fake_linear, fake_weight
 
 ROWS, COLUMNS, TOKENS = 48, 32, 30
 
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(straight_through, "CHUNK", 5 * COLUMNS)  # the last chunk is a rest
+    monkeypatch.setattr(chunks, "CHUNK", 5 * COLUMNS)  # the last chunk is a rest
 
 
 def _both(
@@ -23,9 +24,10 @@ def _both(
 ) -> list[list[Tensor]]:
     """Result and gradients, by chunks and by the definition."""
     found = []
-    for chunks in (True, False):
+    for chunked in (True, False):
         with monkeypatch.context() as patched:
-            patched.setattr(straight_through, "_in_chunks", lambda _, value=chunks: value)
+            for module in (inputs, products):
+                patched.setattr(module, "in_chunks", lambda _, value=chunked: value)
             result = compute()
             upstream = torch.randn(result.shape, generator=torch.Generator().manual_seed(1))
             gradients = torch.autograd.grad(result, leaves, upstream)
@@ -34,8 +36,8 @@ def _both(
 
 
 def _close(found: list[list[Tensor]]) -> None:
-    chunks, definition = found
-    for ours, theirs in zip(chunks, definition, strict=True):
+    ours_by_chunks, definition = found
+    for ours, theirs in zip(ours_by_chunks, definition, strict=True):
         tolerance = 2e-6 * float(theirs.abs().max())
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=tolerance)
 
@@ -50,7 +52,9 @@ def test_inputs(bits: int, smoothed: bool, monkeypatch: pytest.MonkeyPatch) -> N
     zero = torch.tensor(0.4 * grid.qmax, requires_grad=True)
     multiplier = torch.rand(COLUMNS) + 0.5 if smoothed else None
     found = _both(
-        lambda: fake_input(x, scale, zero, grid, multiplier), [x, scale, zero], monkeypatch
+        lambda: fake_input(x, InputGrid(scale, zero, grid, multiplier)),
+        [x, scale, zero],
+        monkeypatch,
     )
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
@@ -75,7 +79,7 @@ def test_linears(bits: int, levels: int, monkeypatch: pytest.MonkeyPatch) -> Non
     x = torch.randn(2, TOKENS, COLUMNS, requires_grad=True)
     bias = torch.randn(ROWS, requires_grad=True)
     found = _both(
-        lambda: fake_linear(x, weight, scale, multipliers, grid, bias),
+        lambda: fake_linear(Read(x), weight, scale, multipliers, grid, bias),
         [x, weight, scale, bias],
         monkeypatch,
     )
@@ -89,7 +93,7 @@ def test_a_fixed_scale_masks_the_weight_all_the_same(monkeypatch: pytest.MonkeyP
     x = torch.randn(TOKENS, COLUMNS)
     fixed = scale.detach()
     found = _both(
-        lambda: fake_linear(x, weight, fixed, multipliers, grid, None), [weight], monkeypatch
+        lambda: fake_linear(Read(x), weight, fixed, multipliers, grid, None), [weight], monkeypatch
     )
     assert int((found[0][1] == 0).sum())
     _close(found)
@@ -100,10 +104,35 @@ def test_under_autocast_the_grid_is_float32_and_the_product_is_not(levels: int) 
     weight, scale, multipliers, grid = _weight(4, levels)
     x = torch.randn(TOKENS, COLUMNS, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        found = fake_linear(x, weight, scale, multipliers, grid, None)
+        found = fake_linear(Read(x), weight, scale, multipliers, grid, None)
     expected = x.bfloat16() @ fake_weight(weight, scale, multipliers, grid).bfloat16().T
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
     for leaf in torch.autograd.grad(found.float().square().sum(), [x, weight, scale]):
         assert leaf.dtype == torch.float32
         assert bool(leaf.isfinite().all())
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_only_what_was_read_is_kept_of_an_input(kind: torch.dtype) -> None:
+    weight, scale, multipliers, grid = _weight(4, 2)
+    x = torch.randn(TOKENS, COLUMNS, dtype=kind, requires_grad=True)
+    unsigned = asymmetric_grid(8)
+    at = InputGrid(torch.tensor(0.02), torch.tensor(128.0), unsigned, torch.rand(COLUMNS) + 0.5)
+    kept: set[int] = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.shape == x.shape:
+            kept.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        read = Read(fake_input(x, at), x, at)
+        products = [fake_linear(read, weight, scale, multipliers, grid, None) for _ in range(3)]
+    assert kept == {x.untyped_storage().data_ptr()}
+    found = torch.autograd.grad(torch.stack(products).sum(), [x, weight])
+    plain = fake_linear(Read(fake_input(x, at)), weight, scale, multipliers, grid, None)
+    expected = torch.autograd.grad(3 * plain.sum(), [x, weight])
+    rtol = 1e-4 if kind == torch.float32 else 1e-2
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-4)

@@ -274,7 +274,7 @@ def test_gradients_turn_back() -> None:
     reader = FakeQuantInput(quantizer, Lsq(), symmetric=False, tokens=TokenMask())
     x = (torch.randn(5, HIDDEN) * 0.01).requires_grad_()  # nothing is clipped
     sent = torch.randn(5, HIDDEN)
-    (reader.fake(x) * sent).sum().backward()
+    (reader.fake(x).values * sent).sum().backward()
     factor = torch.ones(HIDDEN) if quantizer.multiplier is None else quantizer.multiplier
     # d (x m) H / dx, transposed, is H times m.
     expected = (sent.double().numpy() @ rotation(HIDDEN, 16)) * factor.double().numpy()

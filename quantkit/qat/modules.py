@@ -30,7 +30,8 @@ from quantkit.numerics import (
     quantize,
     symmetric_grid,
 )
-from quantkit.qat.straight_through import fake_input, fake_linear, fake_weight
+from quantkit.qat.inputs import InputGrid, Read, fake_input
+from quantkit.qat.products import fake_linear, fake_weight
 from quantkit.qat.watch import RangeWatch, TokenMask
 from quantkit.recipe import Weights
 
@@ -83,14 +84,15 @@ class FakeQuantInput(Quantizer):
             return self.base_zero
         return self.base_zero + self.offset * (self.grid.qmax - self.grid.qmin)
 
-    def fake(self, x: Tensor) -> Tensor:
+    def fake(self, x: Tensor) -> Read:
         """`x` [..., in], multiplied, rotated and put on the grid, as float32."""
         self.ran, multiplier = True, self.multiplier
         if self.rotation is not None:
             x, multiplier = self.as_read(x.float()), None
         if self.watch is not None and self.training:
             self.watch.note(x.detach(), multiplier)
-        return fake_input(x, self.scale, self.zero_point, self.grid, multiplier)
+        at = InputGrid(self.scale, self.zero_point, self.grid, multiplier)
+        return Read(fake_input(x, at), x, at)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes of an `x` [..., in] as it is read, the scalar scale and zero point."""
@@ -115,13 +117,13 @@ class FakeQuantToken(TokenQuantizer):
         self.ran = False  # whether a forward pass came by
         self.handed = Handed()
 
-    def fake(self, x: Tensor) -> Tensor:
+    def fake(self, x: Tensor) -> Read:
         """`x` [..., in], multiplied, rotated and put on each token's grid, as float32."""
         self.ran = True
         read = self.as_read(x.float())
         with torch.no_grad():
             _, scale, zero_point = self.codes(read)
-        return fake_quantize(read, scale, zero_point, self.grid)
+        return Read(fake_quantize(read, scale, zero_point, self.grid))
 
     def packed(self) -> TokenQuantizer:
         """The same as it is deployed."""
@@ -142,7 +144,7 @@ class Handed:
     def __init__(self) -> None:
         self.others = 0  # Linears besides the owner
         self._left = 0
-        self._of: tuple[Tensor, Tensor] | None = None
+        self._of: tuple[Tensor, Read] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Handed":
         copied = Handed()
@@ -150,7 +152,7 @@ class Handed:
         memo[id(self)] = copied
         return copied
 
-    def read(self, reader: FakeReader, x: Tensor, *, owner: bool) -> Tensor:
+    def read(self, reader: FakeReader, x: Tensor, *, owner: bool) -> Read:
         """`reader.fake(x)`."""
         if torch.compiler.is_compiling() or not self.others:
             return reader.fake(x)
@@ -261,7 +263,7 @@ class FakeQuantLinear(_FakeMatrix):
             return integer_linear(
                 codes, input_scale, zero_point, self.wide(scale), scale, self.bias
             )
-        read = x if reader is None else reader.handed.read(reader, x, owner=self.owner)
+        read = Read(x) if reader is None else reader.handed.read(reader, x, owner=self.owner)
         return fake_linear(read, self.weight, self.scale, self.multipliers, self.grid, self.bias)
 
     def packed(self, integers: Integers, quantizer: Any, *, owner: bool) -> QuantLinear:  # noqa: ANN401
