@@ -115,17 +115,10 @@ def own_methods(unit: Unit, baseline: Outputs, scratch: Path) -> dict[str, Any]:
 
 def peer_methods(unit: Unit, baseline: Outputs, scratch: Path, python: Path) -> dict[str, Any]:
     """Scores of the other tools, each in a process of its own."""
-    model, tokenizer = load_float(unit.run.float_folder)
-    limit = length_limit(model, tokenizer, unit.recipe.max_length)
-    train = inputs_of(unit.task.splits["train"], unit.task.head)
-    batches = calibration_batches(model, tokenizer, train, unit.recipe, limit)
-    rows = [Row(ids.numpy()) for batch in batches for ids in batch["input_ids"]]
-    write_rows(scratch / "train.npz", rows)
-    for split, encoded in unit.encoded.items():
-        write_rows(scratch / f"{split}.npz", _rows(encoded))
+    prepare_peers(unit, scratch)
     results: dict[str, Any] = {}
     for tool, variants in PEERS.items():
-        tried = {name: _run_peer(unit, name, scratch, python) for name in variants}
+        tried = {name: peer_outputs(unit, name, scratch, python) for name in variants}
         works = {name: found for name, found in tried.items() if "validation" in found}
         failed = {name: found["error"] for name, found in tried.items() if "error" in found}
         if not works:
@@ -143,7 +136,20 @@ def peer_methods(unit: Unit, baseline: Outputs, scratch: Path, python: Path) -> 
     return results
 
 
-def _run_peer(unit: Unit, name: str, scratch: Path, python: Path) -> dict[str, Any]:
+def prepare_peers(unit: Unit, scratch: Path) -> None:
+    """Write the texts that the other tools calibrate with and are judged on."""
+    model, tokenizer = load_float(unit.run.float_folder)
+    limit = length_limit(model, tokenizer, unit.recipe.max_length)
+    train = inputs_of(unit.task.splits["train"], unit.task.head)
+    batches = calibration_batches(model, tokenizer, train, unit.recipe, limit)
+    rows = [Row(ids.numpy()) for batch in batches for ids in batch["input_ids"]]
+    write_rows(scratch / "train.npz", rows)
+    for split, encoded in unit.encoded.items():
+        write_rows(scratch / f"{split}.npz", _rows(encoded))
+
+
+def peer_outputs(unit: Unit, name: str, scratch: Path, python: Path) -> dict[str, Any]:
+    """Another tool's outputs by split, bytes and seconds; or the `error` that it ended in."""
     files = {split: scratch / f"{split}-{name}.npz" for split in unit.encoded}
     command = [python, Path(__file__).parent / "peers.py", "--method", name]
     command += ["--checkpoint", unit.run.float_folder, "--calibration", scratch / "train.npz"]
