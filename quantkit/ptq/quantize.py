@@ -1,6 +1,6 @@
 """The whole of post-training quantization, from a float model to a model of integers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from quantkit.calibration import Batch, batches_of, collect_statistics
+from quantkit.calibration import Batch, InputStatistics, batches_of, collect_statistics
 from quantkit.encoder import SharedInput, describe, unroll
 from quantkit.errors import CheckpointError, DataError, RecipeError
 from quantkit.memory import return_freed_memory
@@ -124,25 +124,24 @@ def quantize(
         say,
     ).fill(calls)
     decisions = tuple(
-        _decision(
-            shared,
-            plan,
-            smoothing[shared],
-            readers[shared],
-            _error(unrolled, result, shared, seen.rows, smoothing),
-        )
-        for shared, seen in statistics.items()
+        _decision(shared, plan, smoothing[shared], readers[shared], error)
+        for shared, error in _errors(unrolled, result, statistics, smoothing)
     )
     nn.Module.float(result)  # what stays in float; checkpoints are often loaded in 16 bits
     if trimmed:
         result.config.vocab_size -= trimmed
     notes = (*clipping_notes(decisions, recipe), *rotation_notes(unrolled, decisions))
-    vectors = {
+    return Quantized(
+        result.train(False), plan, recipe, decisions, notes, trimmed, _vectors(smoothing)
+    )
+
+
+def _vectors(smoothing: Mapping[SharedInput, Smoothing]) -> dict[str, Tensor]:
+    return {
         shared.linears[0]: each.vector
         for shared, each in smoothing.items()
         if each.vector is not None
     }
-    return Quantized(result.train(False), plan, recipe, decisions, notes, trimmed, vectors)
 
 
 def _decision(
@@ -216,6 +215,16 @@ def _counts(batches: Sequence[Batch], model: nn.Module, words: str, given: Tenso
         return nn.functional.pad(given, (0, max(0, rows - len(given))))[:rows]
     ids = [batch["input_ids"].flatten().cpu() for batch in batches]
     return torch.bincount(torch.cat(ids), minlength=rows)
+
+
+def _errors(
+    model: nn.Module,
+    quantized: nn.Module,
+    statistics: Mapping[SharedInput, InputStatistics],
+    smoothing: Mapping[SharedInput, Smoothing],
+) -> Iterator[tuple[SharedInput, float]]:
+    for shared, seen in statistics.items():
+        yield shared, _error(model, quantized, shared, seen.rows, smoothing)
 
 
 @torch.inference_mode()
