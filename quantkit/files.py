@@ -1,32 +1,45 @@
 """Files and folders that appear under their final name only when they are complete."""
 
+import fcntl
+import glob
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import OutputExistsError, QuantkitError
 
-__all__ = ["new_file", "new_folder", "read_json", "refuse_existing", "write_json", "write_text"]
+__all__ = [
+    "leftovers",
+    "new_file",
+    "new_folder",
+    "read_json",
+    "refuse_existing",
+    "write_json",
+    "write_text",
+]
 
 
 @contextmanager
 def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` if the block ends without an exception.
 
-    With `overwrite`, an earlier `target` stays in place until the new one is complete.
+    With `overwrite`, an earlier `target` stays in place until the new one is complete. What a
+    killed process left under temporary names is removed, or put back where it was `target`.
 
     Raises:
         OutputExistsError: `target` exists, is not empty, and `overwrite` is false.
     """
+    _clear_abandoned(target)
     if not overwrite:
         refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    claim = _claim(partial)
     try:
         yield partial
         _usual_permissions(partial)
@@ -40,6 +53,13 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     finally:
         if partial.exists():
             shutil.rmtree(partial)
+        if claim is not None:
+            os.close(claim)
+
+
+def leftovers(target: Path) -> list[Path]:
+    """What `new_folder` has under temporary names, at work or killed."""
+    return sorted(target.parent.glob(f".{glob.escape(target.name)}.partial-*"))
 
 
 def refuse_existing(target: Path) -> None:
@@ -95,6 +115,32 @@ def read_json(source: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise QuantkitError(f"{source} holds a {type(value).__name__}, not a JSON object.")
     return value
+
+
+def _claim(folder: Path) -> int | None:
+    """A lock that ends with this process, as a file descriptor; None if another has it.
+
+    Also None where the file system knows no locks: there nothing is ever taken for abandoned.
+    """
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(opened)
+        return None
+    return opened
+
+
+def _clear_abandoned(target: Path) -> None:
+    for path in leftovers(target):
+        with suppress(FileNotFoundError):  # another process has just done it
+            if path.suffix == ".old" and not target.exists():  # killed between the two renames
+                path.replace(target)
+                continue
+            claim = _claim(path)
+            if claim is not None:
+                shutil.rmtree(path)
+                os.close(claim)
 
 
 def _usual_permissions(folder: Path) -> None:

@@ -5,10 +5,8 @@ state.json           the position in the run, and the fingerprint of its setting
 """
 
 import dataclasses
-import glob
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from quantkit.errors import CheckpointError, QuantkitError, RecipeError
-from quantkit.files import new_folder, read_json, write_json
+from quantkit.files import leftovers, new_folder, read_json, write_json
 
 __all__ = [
     "Position",
@@ -113,8 +111,6 @@ class StateStore:
         """
         if self.folder is None or not self.writes:
             return
-        for path in _leftovers(self.folder):
-            shutil.rmtree(path)
         with new_folder(self.folder, overwrite=True) as partial:
             save_file(self._tensors(best), partial / _TENSORS)
             written = _Written(self.fingerprint, position)
@@ -166,7 +162,7 @@ class StateStore:
 def has_state(folder: Path) -> bool:
     """Whether there is a state to go on from; one that a kill left half renamed is put back."""
     # A kill between the two renames of `new_folder` leaves only the complete older state.
-    retired = sorted(path for path in _leftovers(folder) if path.suffix == ".old")
+    retired = sorted(path for path in leftovers(folder) if path.suffix == ".old")
     if retired and not folder.exists():
         with suppress(FileNotFoundError):  # another process has just done it
             retired[-1].replace(folder)
@@ -238,11 +234,6 @@ def _part(tensors: Weights, prefix: str) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
-
-
-def _leftovers(folder: Path) -> list[Path]:
-    """What `new_folder` had under temporary names when an earlier run was killed."""
-    return list(folder.parent.glob(f".{glob.escape(folder.name)}.partial-*"))
 
 
 def _damaged(folder: Path, problem: Exception) -> CheckpointError:

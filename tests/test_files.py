@@ -1,9 +1,11 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from quantkit.errors import OutputExistsError, QuantkitError
-from quantkit.files import new_file, new_folder, read_json, write_json
+from quantkit.files import leftovers, new_file, new_folder, read_json, write_json
 
 
 def test_a_folder_appears_when_complete_and_only_then(tmp_path: Path) -> None:
@@ -38,6 +40,43 @@ def test_an_earlier_result_survives_a_failed_overwrite(tmp_path: Path) -> None:
         (partial / "new").write_text("1")
     assert [path.name for path in target.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from quantkit.files import new_folder
+with new_folder(Path(sys.argv[1]), overwrite=True) as partial:
+    (partial / "half").write_text("1")
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_makes_stays(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    command = [sys.executable, "-c", WRITER, str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        with new_folder(target):
+            pass
+        assert len(leftovers(target)) == 1  # the other's, who is at it still
+        other.kill()
+    assert len(leftovers(target)) == 1
+    with new_folder(target, overwrite=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_a_result_that_a_kill_left_half_renamed_is_put_back(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    retired = tmp_path / ".result.partial-abc.old"
+    retired.mkdir()
+    (retired / "old").write_text("kept")
+    with pytest.raises(OutputExistsError), new_folder(target):
+        raise AssertionError("the block must not run")
+    assert (target / "old").read_text() == "kept"
 
 
 def test_others_may_read_what_was_made(tmp_path: Path) -> None:
