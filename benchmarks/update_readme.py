@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from units import HEADER, cells, means
+from units import HEADER, TASKS, cells, means
 
 from quantkit.files import read_json, write_text
 from quantkit.report import Report, report_rows
@@ -131,6 +131,35 @@ def _ppkm(files: list[Path]) -> list[str]:
     return lines
 
 
+def _overhead(files: list[Path]) -> list[str]:
+    """Time of a training step as a share of the float step, and the process's memory."""
+    shapes: dict[str, Any] = read_json(files[0])["results"]["shapes"]
+    head = ["step"]
+    for shape in shapes:
+        head += [f"{shape}, ms", f"{shape} / float", f"{shape}, peak MB"]
+    lines = [_line(head), f"| --- |{' ---: |' * (len(head) - 1)}"]
+    for name in next(iter(shapes.values()))["median_ms"]:
+        cells = [name]
+        for found in shapes.values():
+            ratio, low, high = found["ratio_to_float"][name]
+            shown = f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
+            cells += [f"{found['median_ms'][name]:.0f}", shown, f"{found['peak_mb'][name]:.0f}"]
+        lines.append(_line(cells))
+    return lines
+
+
+def _nearness(files: list[Path]) -> list[str]:
+    """Divergence of each task's answers, means over seeds, of both settings and their rivals."""
+    units = [read_json(file) for file in files]
+    names = list(units[0]["found"])
+    lines = [_line(["task", *names]), f"| --- |{' ---: |' * len(names)}"]
+    for task in [task for task in TASKS if any(unit["task"] == task for unit in units)]:
+        found = [unit["found"] for unit in units if unit["task"] == task]
+        means_of = (np.mean([each[name]["divergence"] for each in found]) for name in names)
+        lines.append(_line([task, *(f"{1e3 * value:.2f}" for value in means_of)]))
+    return lines
+
+
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -142,6 +171,8 @@ _TABLES: dict[str, Callable[[list[Path]], list[str]]] = {
     "units": _units,
     "recurrent": _recurrent,
     "ppkm": _ppkm,
+    "overhead": _overhead,
+    "nearness": _nearness,
 }
 
 
