@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from harness import Bar, finish, table
 from peers import Row, write_rows
-from units import HEADER, TASKS, Unit, by_task, cells, finished, labelling, means, parser
+from units import HEADER, Unit, by_task, cells, finished, labelling, make_units, means, parser
 
 from quantkit import pipeline
 from quantkit.batching import Encoded
@@ -267,16 +267,18 @@ def leads(
     return score, equal
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    known = parser(__doc__, "ptq_accuracy")
+def options_of(doc: str | None, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a benchmark that runs other tools too."""
+    known = parser(doc, "ptq_accuracy")
     known.add_argument(
         "--peers-python", type=Path, default=Path(sys.executable), help="interpreter with peers"
     )
-    options = known.parse_args(arguments)
-    if not options.summary:
-        for seed in options.seed:
-            for task in options.task or TASKS:
-                make_unit(task, seed, options)
+    return known.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = options_of(__doc__, arguments)
+    make_units(make_unit, options)
     return summarize(options)
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import Bar, finish, ratio_interval, table
-from ptq_accuracy import OWN, own_outputs, peer_outputs, prepare_peers
-from units import TASKS, Unit, finished, parser
+from ptq_accuracy import OWN, options_of, own_outputs, peer_outputs, prepare_peers
+from units import Unit, finished, make_units
 
 from quantkit.answers import decisions
 from quantkit.closeness import divergence
@@ -92,15 +92,8 @@ def summarize(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    known = parser(__doc__, "ptq_accuracy")
-    known.add_argument(
-        "--peers-python", type=Path, default=Path(sys.executable), help="interpreter with peers"
-    )
-    options = known.parse_args(arguments)
-    if not options.summary:
-        for seed in options.seed:
-            for task in options.task or TASKS:
-                make_unit(task, seed, options)
+    options = options_of(__doc__, arguments)
+    make_units(make_unit, options)
     return summarize(options)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from harness import Bar, finish, table
-from units import HEADER, TASKS, Unit, cells, finished, labelling, means, parser
+from units import HEADER, TASKS, Unit, cells, finished, labelling, make_units, means, parser
 
 from quantkit.answers import decisions
 from quantkit.files import read_json, write_json
@@ -257,11 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known.add_argument("--epochs", type=int, default=2, help="of training from the float model")
     known.add_argument("--work", type=Path, default=Path("runs/qat_accuracy_work"))
     options = known.parse_args(arguments)
-    tasks = options.task or (("nergrit",) if options.ablation else TASKS)
-    if not options.summary:
-        for seed in options.seed:
-            for task in tasks:
-                make_unit(task, seed, options)
+    make_units(make_unit, options, ("nergrit",) if options.ablation else TASKS)
     return summarize(options)
 
 

@@ -7,7 +7,7 @@ left alone.
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,19 @@ def by_task(
         row = [means([unit for unit in units if unit["task"] == task], name) for task in tasks]
         rows.append([name, *(f"{each.change:+.2f} / {each.equal:.2f}" for each in row)])
     return ["method", *tasks], rows
+
+
+def make_units(
+    make_unit: Callable[[str, int, argparse.Namespace], None],
+    options: argparse.Namespace,
+    tasks: Sequence[str] = TASKS,
+) -> None:
+    """All units that the options ask for, of `tasks` by default; with `--summary` none."""
+    if options.summary:
+        return
+    for seed in options.seed:
+        for task in options.task or tasks:
+            make_unit(task, seed, options)
 
 
 def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
