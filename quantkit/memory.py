@@ -10,10 +10,11 @@ from typing import Any
 
 __all__ = ["keeping_freed_memory", "resident_bytes", "return_freed_memory"]
 
-# glibc's malloc.h, and what its own adjustment ends at (mallopt(3)): blocks of 32 MB are mapped
-# by themselves, and twice as much may lie free at the end of the heap.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-USUAL = {M_TRIM_THRESHOLD: 64 << 20, M_MMAP_MAX: 65536}
+# The numbers of glibc's malloc.h. The first call of mallopt ends its own adjustment for good, so
+# `USUAL` is what that comes to in the end (mallopt(3)): blocks from 32 MB on are mapped by
+# themselves, and twice as much may lie free at the end of the heap.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+USUAL = {M_TRIM_THRESHOLD: 64 << 20, M_MMAP_THRESHOLD: 32 << 20, M_MMAP_MAX: 65536}
 KEEPING = {M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0}
 
 
