@@ -35,7 +35,7 @@ from quantkit.files import write_json
 from quantkit.measure import environment
 from quantkit.metrics import MAIN
 from quantkit.prediction import Outputs, outputs_of, predict
-from quantkit.recipe import Recipe, with_bits, with_changes
+from quantkit.recipe import with_bits, with_changes
 from quantkit.runtime import load
 from quantkit.simulation import simulate
 from quantkit.study import method_scores, shareable
@@ -85,8 +85,10 @@ RIVALS = {
 }
 
 
-def own_outputs(unit: Unit, recipe: Recipe, folder: Path) -> Outputs:
-    """Test outputs of one of quantkit's settings: of its file, or of a simulation."""
+def own_outputs(unit: Unit, name: str, folder: Path) -> Outputs:
+    """Test outputs of the setting `name` of `OWN`: of its file, or of a simulation."""
+    bits, changes = OWN[name]
+    recipe = with_changes(with_bits(unit.recipe, bits), changes)
     train = inputs_of(unit.task.splits["train"], unit.task.head)
     if recipe.activations.scope == "inputs":
         pipeline.ptq_checkpoint(recipe, unit.run.float_folder, train, folder)
@@ -101,11 +103,10 @@ def own_outputs(unit: Unit, recipe: Recipe, folder: Path) -> Outputs:
 def own_methods(unit: Unit, baseline: Outputs, scratch: Path) -> dict[str, Any]:
     """Scores of all of quantkit's settings."""
     results = {}
-    for name, (bits, changes) in OWN.items():
+    for name in OWN:
         began = time.perf_counter()
-        recipe = with_changes(with_bits(unit.recipe, bits), changes)
         folder = scratch / name.replace(" ", "-")
-        outputs = own_outputs(unit, recipe, folder)
+        outputs = own_outputs(unit, name, folder)
         made = folder if folder.is_dir() else None
         entry = method_scores(unit.task.head, unit.references("test"), outputs, baseline, made)
         results[name] = {**entry, "seconds": time.perf_counter() - began}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import Bar, finish, ratio_interval, table
-from ptq_accuracy import OWN, options_of, own_outputs, peer_outputs, prepare_peers
+from ptq_accuracy import options_of, own_outputs, peer_outputs, prepare_peers
 from units import Unit, finished, make_units
 
 from quantkit.answers import decisions
@@ -25,7 +25,6 @@ from quantkit.files import read_json, write_json
 from quantkit.measure import environment
 from quantkit.metrics import agreement
 from quantkit.prediction import Outputs
-from quantkit.recipe import with_bits, with_changes
 
 # quantkit's setting, and the tool that was nearest to it in labels or ahead in score.
 PAIRS = {"w8a8": "torchao int8 dynamic", "w4a16": "onnxruntime 4-bit, best algorithm"}
@@ -45,9 +44,7 @@ def make_unit(task: str, seed: int, options: argparse.Namespace) -> None:
         scratch = Path(folder)
         prepare_peers(unit, scratch)
         for name, rival in PAIRS.items():
-            bits, changes = OWN[name]
-            recipe = with_changes(with_bits(unit.recipe, bits), changes)
-            found[name] = _nearness(unit, baseline, own_outputs(unit, recipe, scratch / name))
+            found[name] = _nearness(unit, baseline, own_outputs(unit, name, scratch / name))
             variant = scores[rival]["variant"]
             theirs = peer_outputs(unit, variant, scratch, options.peers_python)["test"]
             found[rival] = {"variant": variant, **_nearness(unit, baseline, theirs)}

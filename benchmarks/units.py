@@ -156,11 +156,16 @@ def cells(found: Mapping[str, Means]) -> list[list[str]]:
 HEADER = ["method", "score", "change", "labels equal, %", "file, MB", "units"]
 
 
+def tasks_of(units: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The tasks that have a unit, in the order of `TASKS`."""
+    return [task for task in TASKS if any(unit["task"] == task for unit in units)]
+
+
 def by_task(
     units: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table with each task's mean change and equal labels, in percent."""
-    tasks = [task for task in TASKS if any(unit["task"] == task for unit in units)]
+    tasks = tasks_of(units)
     rows = []
     for name in names:
         row = [means([unit for unit in units if unit["task"] == task], name) for task in tasks]

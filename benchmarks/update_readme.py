@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from units import HEADER, TASKS, cells, means
+from units import HEADER, cells, means, tasks_of
 
 from quantkit.files import read_json, write_text
 from quantkit.report import Report, report_rows
@@ -91,8 +91,7 @@ def _units(files: list[Path]) -> list[str]:
     """Means over an accuracy benchmark's units, method by method."""
     units = [read_json(file) for file in files]
     found = {name: means(units, name) for name in units[0]["scores"]}
-    head = [_line(HEADER), f"| --- |{' ---: |' * (len(HEADER) - 1)}"]
-    return [*head, *(_line(row) for row in cells(found))]
+    return [*_head(HEADER), *(_line(row) for row in cells(found))]
 
 
 def _recurrent(files: list[Path]) -> list[str]:
@@ -107,8 +106,7 @@ def _recurrent(files: list[Path]) -> list[str]:
         "lstm-unmasked": "21.2",
         "rnn-bidirectional": "47.3",
     }
-    lines = [_line(["recipe", "seeds", "macro F1, mean", "lowest", "highest", "published"])]
-    lines.append("| --- |" + " ---: |" * 5)
+    lines = _head(["recipe", "seeds", "macro F1, mean", "lowest", "highest", "published"])
     for name, shown in published.items():
         values = found[name]
         numbers = (np.mean(values), min(values), max(values))
@@ -120,7 +118,7 @@ def _ppkm(files: list[Path]) -> list[str]:
     """The published study's columns; its recall equals its accuracy: averages weighted by class."""
     report = Report.load(files[0])
     head = ["model", "accuracy", "precision", "recall", "F1", "macro F1", "training, s", "RAM, MB"]
-    lines = [_line([*head, "parameters", "file, MB"]), "| --- |" + " ---: |" * 9]
+    lines = _head([*head, "parameters", "file, MB"])
     for candidate in report.candidates:
         table, training = candidate.table, candidate.training or {}
         keys = ("accuracy", "weighted_precision", "weighted_recall", "weighted_f1", "macro_f1")
@@ -137,7 +135,7 @@ def _overhead(files: list[Path]) -> list[str]:
     head = ["step"]
     for shape in shapes:
         head += [f"{shape}, ms", f"{shape} / float", f"{shape}, peak MB"]
-    lines = [_line(head), f"| --- |{' ---: |' * (len(head) - 1)}"]
+    lines = _head(head)
     for name in next(iter(shapes.values()))["median_ms"]:
         cells = [name]
         for found in shapes.values():
@@ -152,12 +150,17 @@ def _nearness(files: list[Path]) -> list[str]:
     """Divergence of each task's answers, means over seeds, of both settings and their rivals."""
     units = [read_json(file) for file in files]
     names = list(units[0]["found"])
-    lines = [_line(["task", *names]), f"| --- |{' ---: |' * len(names)}"]
-    for task in [task for task in TASKS if any(unit["task"] == task for unit in units)]:
+    lines = _head(["task", *names])
+    for task in tasks_of(units):
         found = [unit["found"] for unit in units if unit["task"] == task]
         means_of = (np.mean([each[name]["divergence"] for each in found]) for name in names)
         lines.append(_line([task, *(f"{1e3 * value:.2f}" for value in means_of)]))
     return lines
+
+
+def _head(cells: list[str]) -> list[str]:
+    """A table's first two lines: the first column to the left, the others to the right."""
+    return [_line(cells), "| --- |" + " ---: |" * (len(cells) - 1)]
 
 
 def _line(cells: list[str]) -> str:

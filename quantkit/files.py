@@ -17,6 +17,7 @@ __all__ = [
     "leftovers",
     "new_file",
     "new_folder",
+    "put_back",
     "read_json",
     "refuse_existing",
     "write_json",
@@ -60,6 +61,14 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def leftovers(target: Path) -> list[Path]:
     """What `new_folder` has under temporary names, at work or killed."""
     return sorted(target.parent.glob(f".{glob.escape(target.name)}.partial-*"))
+
+
+def put_back(target: Path) -> None:
+    """Undo what a kill between the two renames of `new_folder` left: only the older `target`."""
+    retired = [path for path in leftovers(target) if path.suffix == ".old"]
+    if retired and not target.exists():
+        with suppress(FileNotFoundError):  # another process has just done it
+            retired[-1].replace(target)
 
 
 def refuse_existing(target: Path) -> None:
@@ -132,11 +141,9 @@ def _claim(folder: Path) -> int | None:
 
 
 def _clear_abandoned(target: Path) -> None:
+    put_back(target)
     for path in leftovers(target):
         with suppress(FileNotFoundError):  # another process has just done it
-            if path.suffix == ".old" and not target.exists():  # killed between the two renames
-                path.replace(target)
-                continue
             claim = _claim(path)
             if claim is not None:
                 shutil.rmtree(path)

@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from quantkit.errors import CheckpointError, QuantkitError, RecipeError
-from quantkit.files import leftovers, new_folder, read_json, write_json
+from quantkit.files import new_folder, put_back, read_json, write_json
 
 __all__ = [
     "Position",
@@ -161,11 +160,7 @@ class StateStore:
 
 def has_state(folder: Path) -> bool:
     """Whether there is a state to go on from; one that a kill left half renamed is put back."""
-    # A kill between the two renames of `new_folder` leaves only the complete older state.
-    retired = sorted(path for path in leftovers(folder) if path.suffix == ".old")
-    if retired and not folder.exists():
-        with suppress(FileNotFoundError):  # another process has just done it
-            retired[-1].replace(folder)
+    put_back(folder)
     return folder.is_dir() and any(folder.iterdir())
 
 

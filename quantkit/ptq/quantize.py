@@ -1,6 +1,6 @@
 """The whole of post-training quantization, from a float model to a model of integers."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -123,10 +123,7 @@ def quantize(
         store,
         say,
     ).fill(calls)
-    decisions = tuple(
-        _decision(shared, plan, smoothing[shared], readers[shared], error)
-        for shared, error in _errors(unrolled, result, statistics, smoothing)
-    )
+    decisions = _decisions(unrolled, result, plan, statistics, smoothing, readers)
     nn.Module.float(result)  # what stays in float; checkpoints are often loaded in 16 bits
     if trimmed:
         result.config.vocab_size -= trimmed
@@ -142,6 +139,21 @@ def _vectors(smoothing: Mapping[SharedInput, Smoothing]) -> dict[str, Tensor]:
         for shared, each in smoothing.items()
         if each.vector is not None
     }
+
+
+def _decisions(
+    model: nn.Module,
+    quantized: nn.Module,
+    plan: Plan,
+    statistics: Mapping[SharedInput, InputStatistics],
+    smoothing: Mapping[SharedInput, Smoothing],
+    readers: Mapping[SharedInput, Reader],
+) -> tuple[InputDecision, ...]:
+    found = []
+    for shared, seen in statistics.items():
+        error = _error(model, quantized, shared, seen.rows, smoothing)
+        found.append(_decision(shared, plan, smoothing[shared], readers[shared], error))
+    return tuple(found)
 
 
 def _decision(
@@ -215,16 +227,6 @@ def _counts(batches: Sequence[Batch], model: nn.Module, words: str, given: Tenso
         return nn.functional.pad(given, (0, max(0, rows - len(given))))[:rows]
     ids = [batch["input_ids"].flatten().cpu() for batch in batches]
     return torch.bincount(torch.cat(ids), minlength=rows)
-
-
-def _errors(
-    model: nn.Module,
-    quantized: nn.Module,
-    statistics: Mapping[SharedInput, InputStatistics],
-    smoothing: Mapping[SharedInput, Smoothing],
-) -> Iterator[tuple[SharedInput, float]]:
-    for shared, seen in statistics.items():
-        yield shared, _error(model, quantized, shared, seen.rows, smoothing)
 
 
 @torch.inference_mode()
