@@ -109,6 +109,13 @@ class EncoderPlan:
         """The name of what the model computes, in its own result and in an exported file."""
         return "last_hidden_state" if self.head.kind == "features" else "logits"
 
+    def narrows(self, number: int) -> bool:
+        """Whether of layer `number` only the first token is read: the last one's under such a head.
+
+        Behind that layer's keys and values the other tokens need not be computed.
+        """
+        return self.head.kind == "sequence" and number + 1 == len(self.layers)
+
     def inputs(self) -> Iterator[SharedInput]:
         """Every tensor that a Linear reads, in the order of computation."""
         if self.embedding.projection is not None:

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from quantkit.encoder import EmbeddingPlan, EncoderPlan, LayerPlan, describe, unroll
+from quantkit.exporter.attention import Attention
 from quantkit.exporter.cpu import CpuEmitter, CpuThroughputEmitter
 from quantkit.exporter.cuda import CudaEmitter
 from quantkit.exporter.emitter import Emitter
@@ -51,8 +52,10 @@ def build(
         emitter = _emitter(target, purpose)(graph, model)
     hidden = _embeddings(plan, graph, emitter)
     mask = emitter.mask("attention_mask")
-    for layer in plan.layers:
-        hidden = _layer(layer, plan.heads, emitter, hidden, mask)
+    for number, layer in enumerate(plan.layers):
+        name = attention_name(layer)
+        attention = Attention(mask, plan.heads, plan.narrows(number), name)
+        hidden = _layer(layer, emitter, hidden, attention)
     emitter.result(_head(plan, graph, emitter, hidden), plan.output)
     return graph.finish(
         dict.fromkeys(plan.arguments, ("batch", "length")),
@@ -102,10 +105,10 @@ def _positions(embedding: EmbeddingPlan, graph: GraphWriter) -> str:
     return graph.add("Add", places, padding)
 
 
-def _layer(layer: LayerPlan, heads: int, emitter: Emitter, hidden: str, mask: str) -> str:
-    context = emitter.self_attention(
-        layer.query_key_value, hidden, mask, heads, attention_name(layer)
-    )
+def _layer(layer: LayerPlan, emitter: Emitter, hidden: str, attention: Attention) -> str:
+    context = emitter.self_attention(layer.query_key_value, hidden, attention)
+    if attention.first_only:
+        hidden = emitter.first_token(hidden)
     projected = emitter.linear(layer.attention_output, context)
     hidden = emitter.norm(layer.attention_norm, projected, hidden)
     inner = emitter.activation(layer.activation, emitter.linear(layer.intermediate, hidden))
@@ -114,10 +117,6 @@ def _layer(layer: LayerPlan, heads: int, emitter: Emitter, hidden: str, mask: st
 
 def _head(plan: EncoderPlan, graph: GraphWriter, emitter: Emitter, hidden: str) -> str:
     head = plan.head
-    if head.kind == "sequence":
-        # One token of each text, but three axes: ONNX Runtime makes a float Gemm of a
-        # quantized product with a bias over two.
-        hidden = graph.add("Gather", hidden, graph.constant("first", np.array([0])), axis=1)
     if head.dense is not None and head.function is not None:
         hidden = emitter.function(head.function, emitter.linear(head.dense, hidden))
     if head.classifier is not None:

@@ -14,6 +14,7 @@ import onnx
 from torch import nn
 
 from quantkit.encoder import SharedInput
+from quantkit.exporter.attention import Attention, multi_head
 from quantkit.exporter.graph import CONTRIB
 from quantkit.exporter.initializers import array
 from quantkit.exporter.names import codes_name, product_name, token_scale_name
@@ -137,49 +138,72 @@ class CpuEmitter(PlainEmitter):
             zero_point,
         )
 
-    def self_attention(self, shared: SharedInput, x: str, mask: str, heads: int, name: str) -> str:
-        """Softmax attention [batch, length, hidden] of `x` over itself.
+    def self_attention(self, shared: SharedInput, x: str, attention: Attention) -> str:
+        """Softmax attention of `x` over itself [batch, length or 1, hidden].
 
-        `mask` is int32 [batch, length], 1 where a token stands. In integers one operator makes
-        the merged product and attends; it measured 3 to 8 % faster on the whole of BERT-base
-        than product, `Split` and `MultiHeadAttention` apart, with the same bits.
+        In integers one operator makes the merged product and attends; it measured 3 to 8 % faster
+        on the whole of BERT-base than product, `Split` and `MultiHeadAttention` apart, with the
+        same bits. What it finds for tokens that nothing reads is dropped behind it.
         """
-        graph = self._graph
+        graph, first_only = self._graph, attention.first_only
         modules = [self._model.get_submodule(linear) for linear in shared.linears]
         quantized = [module for module in modules if isinstance(module, QuantLinear)]
         if is_fused(self._model, shared):
             operands = self._operands(shared, quantized, x)
-            return graph.add(
+            context = graph.add(
                 "QAttention",
                 operands.codes,
                 operands.weight,
                 operands.bias,
                 operands.scale,
                 operands.weight_scale,
-                mask,
+                attention.mask,
                 operands.zero_point,
                 graph.constant("weight_zero_point", np.zeros((), np.int8)),
                 domain=CONTRIB,
-                num_heads=heads,
-                name=name,
+                num_heads=attention.heads,
+                name=attention.name,
             )
-        merged = self.linear(shared, x)
-        parts = graph.add_many("Split", merged, names=["", "", ""], axis=-1, num_outputs=3)
-        return graph.add(
-            "MultiHeadAttention", *parts, "", mask, domain=CONTRIB, num_heads=heads, name=name
-        )
+            return self.first_token(context) if first_only else context
+        parts = self.query_key_value(shared, x, first_only=False)
+        context = multi_head(graph, parts, attention)
+        return self.first_token(context) if first_only else context
 
 
 class CpuThroughputEmitter(CpuEmitter):
-    """The same with attention of plain operators, for large batches.
+    """The same with the standard's own attention operator, for large batches.
 
-    The attention operator multiplies head by head and copies each text's heads apart and back;
-    here one integer product takes all tokens, and batched products the heads (docs/cpu_graph.md).
-    The merged product of query, key and value is a graph value here, so test (a) reads it.
+    One integer product takes all tokens, and attention is ONNX's `Attention` of opset 23, which
+    onnxruntime knows from 1.23 on; for batches it is the faster one (docs/cpu_graph.md). The
+    merged product of query, key and value is a graph value here, so test (a) reads it.
     """
 
-    mask = PlainEmitter.mask
-    self_attention = PlainEmitter.self_attention
+    def mask(self, name: str) -> str:
+        """The input `name`, int64, as bool [batch, 1, length, length]: whether a token stands.
+
+        A mask for every query: ONNX Runtime 1.31 refuses one row for all of them, and 1.23 reads
+        past its end.
+        """
+        graph = self._graph
+        words = graph.add("Cast", name, to=onnx.TensorProto.BOOL)
+        rows = graph.add("Unsqueeze", words, graph.constant("score_axes", np.array([1, 2])))
+        one = graph.constant("one_row", np.array([1]))
+        length = graph.add("Shape", name, start=1, end=2)
+        return graph.add("Expand", rows, graph.add("Concat", one, one, length, one, axis=0))
+
+    def self_attention(self, shared: SharedInput, x: str, attention: Attention) -> str:
+        """Softmax attention of `x` over itself [batch, length or 1, hidden]."""
+        graph, mask = self._graph, attention.mask
+        if attention.first_only:
+            mask = graph.add("Gather", mask, graph.constant("first", np.array([0])), axis=2)
+        return graph.add(
+            "Attention",
+            *self.query_key_value(shared, x, first_only=attention.first_only),
+            mask,
+            q_num_heads=attention.heads,
+            kv_num_heads=attention.heads,
+            name=attention.name,
+        )
 
 
 def is_fused(model: nn.Module, shared: SharedInput) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 
 from quantkit.encoder import SharedInput
 from quantkit.errors import CheckpointError
+from quantkit.exporter.attention import Attention, multi_head
 from quantkit.exporter.graph import CONTRIB, GraphWriter
 from quantkit.exporter.initializers import (
     array,
@@ -149,15 +150,11 @@ class CudaEmitter(PlainEmitter):
             product = graph.add("Add", product, graph.constant(f"{name}.bias", bias))
         return graph.add("Cast", product, to=self._kind, name=product_name(linears.shared))
 
-    def self_attention(self, shared: SharedInput, x: str, mask: str, heads: int, name: str) -> str:
-        """Softmax attention [batch, length, hidden] of `x` over itself."""
-        graph = self._graph
-        parts = graph.add_many(
-            "Split", self.linear(shared, x), names=["", "", ""], axis=-1, num_outputs=3
-        )
-        return graph.add(
-            "MultiHeadAttention", *parts, "", mask, domain=CONTRIB, num_heads=heads, name=name
-        )
+    def self_attention(self, shared: SharedInput, x: str, attention: Attention) -> str:
+        """Softmax attention of `x` over itself [batch, length or 1, hidden]."""
+        parts = self.query_key_value(shared, x, first_only=False)
+        context = multi_head(self._graph, parts, attention)
+        return self.first_token(context) if attention.first_only else context
 
     def norm(self, name: str, x: str, residual: str | None = None) -> str:
         """LayerNorm of `x`, or of `x + residual` in one operator."""

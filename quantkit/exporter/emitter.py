@@ -3,6 +3,7 @@
 from typing import Literal, Protocol
 
 from quantkit.encoder import SharedInput
+from quantkit.exporter.attention import Attention
 
 __all__ = ["Emitter"]
 
@@ -23,8 +24,14 @@ class Emitter(Protocol):
     def linear(self, shared: SharedInput, x: str) -> str:
         """All Linears that read `x` as one product, their outputs side by side."""
 
-    def self_attention(self, shared: SharedInput, x: str, mask: str, heads: int, name: str) -> str:
-        """Softmax attention [batch, length, hidden] of `x` over itself."""
+    def self_attention(self, shared: SharedInput, x: str, attention: Attention) -> str:
+        """Softmax attention of `x` over itself [batch, length, hidden].
+
+        Where only the first token attends, [batch, 1, hidden].
+        """
+
+    def first_token(self, x: str) -> str:
+        """The first token of each text of `x`: [batch, 1, width]."""
 
     def norm(self, name: str, x: str, residual: str | None = None) -> str:
         """LayerNorm of `x`, or of `x + residual`."""

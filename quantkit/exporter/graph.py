@@ -16,6 +16,9 @@ IR_VERSION = 9
 # 4-bit integers as a type of their own.
 NIBBLE_OPSET = 21
 NIBBLE_IR_VERSION = 10
+# Attention as one operator of the standard.
+ATTENTION_OPSET = 23
+ATTENTION_IR_VERSION = 11
 CONTRIB = "com.microsoft"
 
 
@@ -101,16 +104,25 @@ class GraphWriter:
             list(self._initializers.values()),
         )
         domains = {node.domain for node in self._nodes} - {""}
+        opset, ir_version = self._versions()
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", NIBBLE_OPSET if self.has_nibbles else OPSET)]
+            opset_imports=[helper.make_opsetid("", opset)]
             + [helper.make_opsetid(domain, 1) for domain in sorted(domains)],
-            ir_version=NIBBLE_IR_VERSION if self.has_nibbles else IR_VERSION,
+            ir_version=ir_version,
             producer_name="quantkit",
         )
         helper.set_model_props(model, dict(metadata))
         check_model(model)
         return model
+
+    def _versions(self) -> tuple[int, int]:
+        """The oldest operator set and format that know all that the graph uses."""
+        if any(node.op_type == "Attention" for node in self._nodes):
+            return ATTENTION_OPSET, ATTENTION_IR_VERSION
+        if self.has_nibbles:
+            return NIBBLE_OPSET, NIBBLE_IR_VERSION
+        return OPSET, IR_VERSION
 
     def _fresh(self, operator: str) -> str:
         self._unnamed += 1

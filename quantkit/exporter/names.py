@@ -24,5 +24,8 @@ def token_scale_name(shared: SharedInput) -> str:
 
 
 def attention_name(layer: LayerPlan) -> str:
-    """Graph value with a layer's attention context, before its output projection."""
+    """Graph value with a layer's attention context, before its output projection.
+
+    [batch, length, hidden]; where only the first token's is read, [batch, 1, hidden] or all of it.
+    """
     return f"{layer.attention_output.linears[0]}/context"

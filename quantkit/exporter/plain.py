@@ -13,6 +13,7 @@ from torch import nn
 from quantkit.algorithms.hadamard import hadamard
 from quantkit.encoder import SharedInput, activation_of
 from quantkit.errors import CheckpointError
+from quantkit.exporter.attention import Attention
 from quantkit.exporter.graph import GraphWriter
 from quantkit.exporter.initializers import Initializers, array
 from quantkit.exporter.names import product_name
@@ -118,23 +119,37 @@ class PlainEmitter:
         low = graph.constant(f"{name}.input.low", bounds[0])
         return graph.add("Clip", x, low, graph.constant(f"{name}.input.high", bounds[1]))
 
-    def self_attention(self, shared: SharedInput, x: str, mask: str, heads: int, name: str) -> str:
-        """Softmax attention [batch, length, hidden] of `x` over itself; `mask` as of `mask`."""
-        graph = self._graph
-        merged = self.linear(shared, x)
+    def self_attention(self, shared: SharedInput, x: str, attention: Attention) -> str:
+        """Softmax attention of `x` over itself [batch, length or 1, hidden]."""
+        graph, heads = self._graph, attention.heads
+        query, key, value = self.query_key_value(shared, x, first_only=attention.first_only)
         width = self._width(shared) // 3
-        query, key, value = graph.add_many(
-            "Split", merged, names=["", "", ""], axis=-1, num_outputs=3
-        )
         query = self._apart(query, heads, width, (0, 2, 1, 3))
         key = self._apart(key, heads, width, (0, 2, 3, 1))
         value = self._apart(value, heads, width, (0, 2, 1, 3))
         factor = graph.constant("score_scale", np.float32((width // heads) ** -0.5))
         scores = graph.add("Mul", graph.add("MatMul", query, key), factor)
-        shares = graph.add("Softmax", graph.add("Add", scores, mask), axis=-1)
+        shares = graph.add("Softmax", graph.add("Add", scores, attention.mask), axis=-1)
         context = graph.add("Transpose", graph.add("MatMul", shares, value), perm=(0, 2, 1, 3))
         together = graph.constant("heads_together", np.array([0, 0, width]))
-        return graph.add("Reshape", context, together, name=name)
+        return graph.add("Reshape", context, together, name=attention.name)
+
+    def query_key_value(self, shared: SharedInput, x: str, *, first_only: bool) -> list[str]:
+        """One product of `x` in three parts, [batch, length, hidden] each.
+
+        With `first_only` the query is that of each text's first token.
+        """
+        merged = self.linear(shared, x)
+        parts = self._graph.add_many("Split", merged, names=["", "", ""], axis=-1, num_outputs=3)
+        return [self.first_token(parts[0]), *parts[1:]] if first_only else parts
+
+    def first_token(self, x: str) -> str:
+        """The first token of each text of `x`: [batch, 1, width].
+
+        Three axes: ONNX Runtime makes a float Gemm of a quantized product with a bias over two.
+        """
+        first = self._graph.constant("first", np.array([0]))
+        return self._graph.add("Gather", x, first, axis=1)
 
     def norm(self, name: str, x: str, residual: str | None = None) -> str:
         """LayerNorm of `x`, or of `x + residual`."""

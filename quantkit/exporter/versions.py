@@ -13,10 +13,15 @@ OPSET_20 = "1.17"
 BLOCKS = "1.19"  # dequantized blocks of 4-bit integers
 LOOKUPS = "1.20"  # of 4-bit rows
 NIBBLE_CASTS = "1.23"  # casts of 4-bit integers
+ATTENTION = "1.23"  # the standard's, of opset 23
+OPSET_23 = "1.24"  # QuantizeLinear as it is there
 
 
 def least_onnxruntime(model: onnx.ModelProto) -> str:
     """E.g. `1.17`, for files as this package writes them."""
+    kinds = {node.op_type for node in model.graph.node}
+    if "Attention" in kinds:
+        return OPSET_23 if "QuantizeLinear" in kinds else ATTENTION
     tensors = model.graph.initializer
     nibbles = {tensor.name for tensor in tensors if tensor.data_type == TensorProto.INT4}
     if not nibbles:
