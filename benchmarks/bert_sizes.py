@@ -4,6 +4,7 @@ Speed and memory depend on the shapes and not on what the weights say. Nothing b
 transformers is imported: a machine with a GPU may have nothing else.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-__all__ = ["DECLARED_ROWS", "Sizes", "random_model"]
+__all__ = ["DECLARED_ROWS", "Sizes", "operations", "random_model"]
 
 DECLARED_ROWS = 50_000  # of words, by IndoBERT-base's configuration; its tokenizer reaches fewer
 
@@ -30,6 +31,21 @@ class Sizes:
     heads: int = 12
     intermediate: int = 3072
     vocab: int = 30521
+
+
+def operations(sizes: Mapping[str, int], lengths: Sequence[int]) -> float:
+    """Multiplications and additions of the products that a text's label needs, without padding.
+
+    The label is read off the first token: of the last layer that is one query a text, the keys and
+    values of all tokens, and one token behind attention.
+    """
+    hidden, inner = sizes["hidden"], sizes["intermediate"]
+    query, keys_and_values = 2 * hidden**2, 4 * hidden**2
+    behind = 2 * hidden * (hidden + 2 * inner)  # attention's output projection and the FFN
+    pairs = 4 * hidden  # of a query and a token: score and context
+    whole = sum(n * (query + keys_and_values + behind + n * pairs) for n in lengths)
+    last = sum(query + behind + n * (keys_and_values + pairs) for n in lengths)
+    return float((sizes["layers"] - 1) * whole + last)
 
 
 def random_model(sizes: Sizes, *, distilled: bool = False, positions: int = 512) -> PreTrainedModel:

@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +17,6 @@ __all__ = [
     "given_arrays",
     "memory",
     "milliseconds",
-    "operations",
 ]
 
 WARM_UP, LEAST, MOST = 5, 10, 200
@@ -98,14 +97,6 @@ def given_arrays(lengths: Sequence[int], vocab: int) -> dict[str, np.ndarray]:
     ids = np.random.default_rng(0).integers(5, vocab, (len(lengths), max(lengths)))
     mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
     return {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-
-
-def operations(sizes: Mapping[str, int], lengths: Sequence[int]) -> float:
-    """Multiplications and additions that texts of these lengths need, without any padding."""
-    hidden, inner = sizes["hidden"], sizes["intermediate"]
-    linear = 2 * hidden * (4 * hidden + 2 * inner)  # of a token in a layer
-    attention = sum(4 * n * n * hidden for n in lengths)
-    return float(sizes["layers"] * (linear * sum(lengths) + attention))
 
 
 def ceilings(device: torch.device, size: int = 8192) -> dict[str, float]:

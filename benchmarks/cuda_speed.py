@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bert_sizes import operations
 from cuda_candidates import CANDIDATES, Candidate, make_candidate
 from cuda_measure import (
     ceilings,
@@ -30,7 +31,6 @@ from cuda_measure import (
     given_arrays,
     memory,
     milliseconds,
-    operations,
 )
 from cuda_models import Sizes, make_folders
 from cuda_tokens import answers, load_encoded, padding_of

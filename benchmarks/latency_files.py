@@ -53,12 +53,6 @@ class Sizes(bert_sizes.Sizes):
         given = {name: getattr(options, name) for name in NUMBERS}
         return replace(self, **{name: size for name, size in given.items() if size})
 
-    def operations(self, batch: int, length: int) -> float:
-        """Of the matrix products of a pass: twice the multiplications, attention's included."""
-        linears = 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
-        attention = 2 * length * self.hidden
-        return 2.0 * batch * length * self.layers * (linears + attention)
-
 
 # What a command line can change.
 NUMBERS = tuple(name for name, value in asdict(Sizes()).items() if isinstance(value, int))

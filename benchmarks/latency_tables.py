@@ -1,9 +1,11 @@
 """What the rounds of `cpu_latency.py` say: medians, ratios with intervals, floors and bars."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from bert_sizes import operations
 from harness import Bar, ratio_interval, table
 from latency_files import Sizes
 
@@ -77,8 +79,8 @@ def _floors(times: Mapping[str, Any], sizes: Sizes) -> dict[str, dict[str, float
         batch, length = map(int, place.split("x"))
         single = 2.0 * batch * length * sizes.hidden * sizes.intermediate
         rate = single / (float(np.median(seconds)) * 1e-3)
-        operations = sizes.operations(batch, length)
-        floors[place] = {"rate": rate, "operations": operations, "ms": 1e3 * operations / rate}
+        needed = operations(asdict(sizes), [length] * batch)
+        floors[place] = {"rate": rate, "operations": needed, "ms": 1e3 * needed / rate}
         for name in OURS:
             if name in times:
                 median = float(np.median(times[name][place]))

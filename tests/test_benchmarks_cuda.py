@@ -22,8 +22,9 @@ import cuda_prepare
 import cuda_speed
 import cuda_study
 import cuda_training
+from bert_sizes import operations
 from cuda_candidates import CANDIDATES, make_candidate
-from cuda_measure import given_arrays, operations
+from cuda_measure import given_arrays
 from cuda_models import Sizes, make_folders, random_model
 from cuda_tokens import load_encoded, save_encoded
 
@@ -100,8 +101,10 @@ def test_files_are_measured_in_onnxruntime_where_there_are_any(
 
 def test_operations_and_arrays_by_hand() -> None:
     sizes = {"layers": 2, "hidden": 4, "intermediate": 8}
-    # A token of a layer: 2 * 4 * (4 * 4 + 2 * 8); two texts of 1 and 3 tokens.
-    assert operations(sizes, [1, 3]) == 2 * (256 * 4 + 4 * 4 * (1 + 9))
+    # A token of a whole layer: 2 * 4 * (4 * 4 + 2 * 8), and 4 * 4 for each that it attends to. In
+    # the last one: a text's query and rest 192, for each token its key and value 64, and 16.
+    whole, last = 256 * 4 + 16 * (1 + 9), 2 * 192 + (64 + 16) * (1 + 3)
+    assert operations(sizes, [1, 3]) == whole + last == 1888
     arrays = given_arrays([1, 3], 50)
     assert arrays["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
     assert arrays["input_ids"][0, 1:].tolist() == [0, 0]

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import cpu_latency  # noqa: E402
 import latency_files  # noqa: E402
+from bert_sizes import operations  # noqa: E402
 from latency_files import Environments, Sizes, make  # noqa: E402
 from latency_tables import bars_of, family_result  # noqa: E402
 from latency_texts import write_texts  # noqa: E402
@@ -80,9 +82,10 @@ def test_a_file_without_multipliers_is_refused(
 
 def test_operations_by_hand() -> None:
     # Of one token and one layer: 4 of 2x2, 2 of 2x3; attention over one token: 2 of 2.
-    assert Sizes(layers=1, hidden=2, intermediate=3).operations(1, 1) == 2 * (16 + 12 + 4)
-    # BERT-base at 1 x 128: 21.7 G in Linears and 0.6 G in attention.
-    assert Sizes().operations(1, 128) == pytest.approx(22.3e9, rel=0.01)
+    tiny = asdict(Sizes(layers=1, hidden=2, intermediate=3))
+    assert operations(tiny, [1]) == 2 * (16 + 12 + 4)
+    # BERT-base at 1 x 128: 11 layers of 1.86 G, and 0.31 G of keys and values in the last.
+    assert operations(asdict(Sizes()), [128]) == pytest.approx(11 * 1.862e9 + 0.314e9, rel=0.001)
 
 
 def test_bars_and_floors_by_hand() -> None:

@@ -6,6 +6,7 @@ as the next one reads it.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -76,11 +77,18 @@ class Encoder:
     def __call__(self, batch: Packed) -> Tensor:
         """Float32 [texts, outputs]; of words and features [tokens, outputs]."""
         hidden, codes = self._embed(batch)
-        for at, layer in enumerate(self.layers):
-            last = at + 1 == len(self.layers)
-            following = FLOATS if last else self.layers[at + 1].query_key_value.reads
-            hidden, codes = self._layer(layer, hidden, codes, batch, following)
-        return self._answer(hidden, batch)
+        for layer, following in pairwise(self.layers):
+            context = self._attend(layer, hidden, codes, batch)
+            reads = following.query_key_value.reads
+            hidden, codes = self._rest(layer, context, hidden, reads)
+        last = self.layers[-1]
+        context = self._attend(last, hidden, codes, batch)
+        if self.head.kind == "sequence":  # nothing reads the other tokens any more
+            # A text without tokens begins behind the last token.
+            first = batch.starts[:-1].clamp(max=batch.shape.tokens - 1)
+            context = context.of(first) if isinstance(context, Codes) else context[first]
+            hidden = hidden[first]
+        return self._answer(self._rest(last, context, hidden, FLOATS)[0])
 
     def weight_bytes(self) -> int:
         """Memory of all that the model holds, as it lies on the device; nothing counted twice."""
@@ -110,13 +118,17 @@ class Encoder:
         wide = _floats(self.projection(narrow if codes is None else codes))
         return wide, apply(wide, "none", first)[1]
 
-    def _layer(
-        self, layer: Layer, hidden: Tensor, codes: Codes | None, batch: Packed, following: Reads
-    ) -> tuple[Tensor, Codes | None]:
+    def _attend(
+        self, layer: Layer, hidden: Tensor, codes: Codes | None, batch: Packed
+    ) -> Tensor | Codes:
         merged = _floats(layer.query_key_value(hidden if codes is None else codes))
-        context = attention(
-            merged, batch.starts, batch.shape.longest, self.heads, layer.attention_output.reads
-        )
+        reads = layer.attention_output.reads
+        return attention(merged, batch.starts, batch.shape.longest, self.heads, reads)
+
+    def _rest(
+        self, layer: Layer, context: Tensor | Codes, hidden: Tensor, following: Reads
+    ) -> tuple[Tensor, Codes | None]:
+        """What follows attention, for all tokens or some."""
         projected = _floats(layer.attention_output(context))
         hidden, codes = layer.attention_norm(
             projected, hidden, layer.intermediate.reads, self.dtype
@@ -127,11 +139,7 @@ class Encoder:
         made = _floats(layer.output(inner))
         return layer.output_norm(made, hidden, following, self.dtype)
 
-    def _answer(self, hidden: Tensor, batch: Packed) -> Tensor:
-        if self.head.kind == "sequence":
-            # A text without tokens begins behind the last token.
-            first = batch.starts[:-1].clamp(max=batch.shape.tokens - 1)
-            hidden = hidden[first]
+    def _answer(self, hidden: Tensor) -> Tensor:
         hidden = hidden.float()
         if self.dense is not None:
             hidden = _HEAD_FUNCTIONS[self.head.function](_through(self.dense, hidden))

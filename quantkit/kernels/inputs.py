@@ -43,6 +43,13 @@ class Codes:
     scale: Tensor
     offset: Tensor
 
+    def of(self, tokens: Tensor) -> "Codes":
+        """The codes of some tokens, int32 [n]."""
+        # As bytes: torch does not pick rows of float8 everywhere.
+        values = self.values.view(torch.int8)[tokens].view(self.values.dtype)
+        scale = self.scale if self.scale.numel() == 1 else self.scale[tokens]
+        return Codes(values, scale, self.offset)
+
 
 @dataclass(frozen=True)
 class Reads:
