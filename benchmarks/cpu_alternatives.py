@@ -31,7 +31,7 @@ from quantkit.measure import open_worker
 from quantkit.runtime import available_threads
 
 OWN = "QAttention (latency)"
-FILES = {OWN: "int8", "plain operators (throughput)": "int8-throughput"}
+FILES = {OWN: "int8", "Attention of opset 23 (throughput)": "int8-throughput"}
 SETTINGS = {
     "no memory arena": "onnx-no-arena",
     "no spinning": "onnx-no-spinning",
@@ -39,7 +39,7 @@ SETTINGS = {
     "dynamic_block_base 4": "onnx-small-blocks",
 }
 PEER = "quantize_dynamic"
-SHAPES = ((1, 16), (1, 128), (8, 128))
+SHAPES = ((1, 16), (1, 128), (8, 128), (32, 64))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

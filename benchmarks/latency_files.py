@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from quantkit import exporter
 from quantkit.errors import MeasurementError
 from quantkit.exporter.bert import build
 from quantkit.files import new_folder, read_json, write_json
@@ -39,6 +41,7 @@ __all__ = ["NUMBERS", "RECIPE", "Environments", "Sizes", "count_multipliers", "m
 RECIPE = Path(__file__).parent.parent / "recipes" / "indonlu" / "smsa.yaml"
 CALIBRATION_BATCHES, CALIBRATION_SHAPE = 2, (8, 64)
 MADE = "made.json"
+OWN = ("float", "int8", "int8-throughput", "4bit")
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,13 @@ def make(name: str, sizes: Sizes, folder: Path, programs: Environments) -> Path:
 
 
 def _manifest(name: str, sizes: Sizes) -> dict[str, Any]:
-    hashes = {str(bits): recipe_hash(recipe) for bits, recipe in recipes().items()}
-    ours = hashes if name in ("int8", "int8-throughput", "4bit") else {}
-    return {"model": asdict(sizes), "recipes": ours, "packages": environment()["packages"]}
+    """What a file depends on; quantkit's own on the code that writes graphs, too."""
+    made = {"model": asdict(sizes), "packages": environment()["packages"]}
+    if name in OWN:
+        made["recipes"] = {str(bits): recipe_hash(recipe) for bits, recipe in recipes().items()}
+        code = sorted(Path(exporter.__file__).parent.glob("*.py"))
+        made["exporter"] = sha256(b"".join(each.read_bytes() for each in code)).hexdigest()
+    return made
 
 
 def _checkpoint(sizes: Sizes, _: Path, output: Path, __: Environments) -> None:

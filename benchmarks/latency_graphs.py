@@ -74,30 +74,76 @@ def multi_head(model: onnx.ModelProto, *, masked: bool = True) -> onnx.ModelProt
     return _rewritten(model, rewrite)
 
 
-def attention_23(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The ONNX standard's own operator, of opset 23."""
-    model.opset_import[0].version, model.ir_version = 23, 11
+def plain_attention(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Attention of the standard's products and `Softmax`, heads copied apart and together."""
     mask = [
         helper.make_node("Cast", ["attention_mask"], ["words"], to=TensorProto.BOOL),
         helper.make_node("Unsqueeze", ["words", constant(model, "a1", [1, 2])], ["row"]),
-        helper.make_node("Shape", ["input_ids"], ["tokens"], start=1, end=2),
         helper.make_node(
-            "Concat", [*[constant(model, "a2", [1])] * 2, "tokens", "a2"], ["square"], axis=0
+            "Where",
+            ["row", constant(model, "a2", np.float32(0)), constant(model, "a3", np.float32(-3e38))],
+            ["row_mask"],
         ),
-        helper.make_node("Expand", ["row", "square"], ["square_mask"]),
     ]
 
     def rewrite(node: NodeProto) -> Sequence[NodeProto]:
         if node.op_type != "QAttention":
             return [node]
         nodes, parts = apart(node)
-        inputs, heads = [*parts, "square_mask"], heads_of(node)
-        attend = helper.make_node(
-            "Attention", inputs, node.output, q_num_heads=heads, kv_num_heads=heads
-        )
-        return [*nodes, attend]
+        heads, width = heads_of(node), width_of(model, node)
+        query, key, value = heads_apart(model, nodes, parts, heads)
+        add = adder(nodes, node.name)
+        factor = constant(model, "a4", np.float32((width // heads) ** -0.5))
+        scores = add("Mul", add("MatMul", query, key), factor)
+        shares = add("Softmax", add("Add", scores, "row_mask"), axis=-1)
+        moved = add("Transpose", add("MatMul", shares, value), perm=(0, 2, 1, 3))
+        together = constant(model, "together", [0, 0, width])
+        return [*nodes, helper.make_node("Reshape", [moved, together], node.output)]
 
     return _rewritten(model, rewrite, mask)
+
+
+def adder(nodes: list[NodeProto], name: str) -> Callable[..., str]:
+    """What appends an operator of one output to `nodes` and names its value."""
+
+    def add(operator: str, *inputs: str, domain: str = "", **more: Any) -> str:  # noqa: ANN401
+        made = f"{name}/{operator}{len(nodes)}"
+        nodes.append(helper.make_node(operator, list(inputs), [made], domain=domain, **more))
+        return made
+
+    return add
+
+
+def heads_apart(
+    model: onnx.ModelProto, nodes: list[NodeProto], parts: Sequence[str], heads: int
+) -> list[str]:
+    """Query and value [batch, heads, length, width of a head], the key turned in between."""
+    add, split = adder(nodes, parts[0]), constant(model, "split", [0, 0, heads, -1])
+    orders = ((0, 2, 1, 3), (0, 2, 3, 1), (0, 2, 1, 3))
+    return [
+        add("Transpose", add("Reshape", part, split), perm=order)
+        for part, order in zip(parts, orders, strict=True)
+    ]
+
+
+def all_tokens(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The last layer computed for all tokens, of which the head reads the first."""
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    (last,) = norms[-1].output
+    same: dict[str, str] = {}
+
+    def rewrite(node: NodeProto) -> Sequence[NodeProto]:
+        for place, name in enumerate(node.input):
+            node.input[place] = same.get(name, name)
+        if node.op_type == "Gather" and node.input[1] == "first":
+            same[node.output[0]] = node.input[0]
+            return []
+        if node.output[0] != last:
+            return [node]
+        same[last] = f"{last}/first"
+        return [node, helper.make_node("Gather", [last, "first"], [same[last]], axis=1)]
+
+    return _rewritten(model, rewrite)
 
 
 def integer_attention(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -118,34 +164,21 @@ def integer_attention(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type != "QAttention":
             return [node]
         nodes, parts = apart(node)
-        heads = heads_of(node)
-        split = constant(model, "b9", [0, 0, heads, -1])
-        together = constant(model, "b10", [0, 0, width_of(model, node)])
-
-        def add(operator: str, *inputs: str, domain: str = "", **more: Any) -> str:  # noqa: ANN401
-            name = f"{node.name}/{operator}{len(nodes)}"
-            made = helper.make_node(operator, list(inputs), [name], domain=domain, **more)
-            nodes.append(made)
-            return name
-
+        add = adder(nodes, node.name)
         points = (unsigned, signed, signed)
-        orders = ((0, 2, 1, 3), (0, 2, 3, 1), (0, 2, 1, 3))
-        query, key, value = (
-            add(
-                "Transpose",
-                add("Reshape", add("QuantizeLinear", part, scale, point), split),
-                perm=order,
-            )
-            for part, point, order in zip(parts, points, orders, strict=True)
-        )
+        codes = [
+            add("QuantizeLinear", part, scale, point)
+            for part, point in zip(parts, points, strict=True)
+        ]
+        query, key, value = heads_apart(model, nodes, codes, heads_of(node))
         product = "MatMulIntegerToFloat"
         scores = add(product, query, key, scale, scale, unsigned, signed, domain=CONTRIB)
         shares = add("Softmax", add("Add", scores, "row"), axis=-1)
-        codes = add("QuantizeLinear", shares, share, zero)
-        context = add(product, codes, value, share, scale, zero, signed, domain=CONTRIB)
+        shares = add("QuantizeLinear", shares, share, zero)
+        context = add(product, shares, value, share, scale, zero, signed, domain=CONTRIB)
         moved = add("Transpose", context, perm=(0, 2, 1, 3))
-        nodes.append(helper.make_node("Reshape", [moved, together], node.output))
-        return nodes
+        together = constant(model, "together", [0, 0, width_of(model, node)])
+        return [*nodes, helper.make_node("Reshape", [moved, together], node.output)]
 
     return _rewritten(model, rewrite, mask)
 
@@ -252,8 +285,9 @@ def tanh_gelu(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 GRAPHS: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
+    "all tokens in the last layer": all_tokens,
     "MultiHeadAttention": multi_head,
-    "Attention of opset 23": attention_23,
+    "plain operators": plain_attention,
     "no mask": lambda model: multi_head(model, masked=False),
     "integer attention": integer_attention,
     "SkipLayerNormalization": skip_norm,
