@@ -1,4 +1,4 @@
-"""The other ways to write the graph, at toy size: those that are no bounds give the same answers."""
+"""The other ways to write the graph, at toy size: all but the bounds give the same answers."""
 
 import json
 import sys
