@@ -10,6 +10,7 @@ that was interrupted goes on. --only measures some candidates, --make stops when
 there.
 
     float, int8, int8-throughput, 4bit   quantkit's, by `recipes/indonlu/smsa.yaml`
+    int8-in-openvino                     the same integers as a portable file, which OpenVINO runs
     ort-fp32, ort-fused                  torch.onnx.export, and after the transformer optimizer
     quantize_dynamic, quantize_static, MatMulNBits    onnxruntime's own quantizers, per channel
     optimum                              optimum-cli onnxruntime quantize --avx512_vnni
@@ -60,6 +61,7 @@ CANDIDATES = {
     "float": Candidate("float"),
     "int8": Candidate("int8"),
     "int8-throughput": Candidate("int8-throughput"),
+    "int8-in-openvino": Candidate("int8-portable", "openvino-f32", "model.onnx", of_peers=True),
     "4bit": Candidate("4bit"),
     "ort-fp32": Candidate("ort-fp32"),
     "ort-fused": Candidate("ort-fused"),

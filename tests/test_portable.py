@@ -159,11 +159,34 @@ def test_the_gate_catches_one_wrong_number_where_products_are_floats(
         check_parity(made[name].model, proto, few_batches()[:1])
 
 
-def test_other_grids_are_refused_with_what_to_do(
-    quantized: Quantized, model: BertForSequenceClassification
-) -> None:
-    with pytest.raises(CheckpointError, match=r"zero point .*--target portable"):
-        build(quantized.model, {}, "portable")
+def test_the_checkpoint_of_the_cpu_target_keeps_its_zero_points(quantized: Quantized) -> None:
+    """One packed checkpoint serves both: codes as they are, uint8, and integer products."""
+    proto = build(quantized.model, {}, "portable")
+    kinds = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    pairs = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
+    assert {kinds[node.input[2]] for node in pairs} == {onnx.TensorProto.UINT8}
+    operators = optimized_operators(proto)
+    assert operators["MatMulIntegerToFloat"] == 4 * LAYERS + 1  # and the pooler
+    result = check_parity(quantized.model, proto, gate_batches(ROWS, 64))
+    assert result.problems() == []
+    own = build(quantized.model, {}, "cpu")
+    batch = {name: values.numpy() for name, values in batch_of(5, 21, seed=3).items()}
+    found = [
+        open_model(each, session_options(1)).run(["logits"], batch)[0] for each in (proto, own)
+    ]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-3)
+
+
+def test_a_wrong_zero_point_does_not_pass(quantized: Quantized) -> None:
+    proto = build(quantized.model, {}, "portable")
+    name = "bert.encoder.layer.1.output.dense.input.zero_point"
+    (tensor,) = (each for each in proto.graph.initializer if each.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.uint8(1), name))
+    with pytest.raises(ParityError, match=r"\(a\)"):
+        check_parity(quantized.model, proto, gate_batches(ROWS, 64))
+
+
+def test_other_grids_are_refused_with_what_to_do(model: BertForSequenceClassification) -> None:
     recipe = with_changes(PLAIN, {"activations.per": "token"})
     tokens = quantize(model, [batch_of(4, 10)], recipe=recipe, reachable_rows=ROWS)
     with pytest.raises(CheckpointError, match=r"scale per token.*per: tensor"):

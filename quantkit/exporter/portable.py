@@ -5,7 +5,8 @@
     weight codes -------> DequantizeLinear --/
 
 Runtimes recognise these pairs and multiply integers; where one does not, it computes the same
-in float. Input codes are int8 around 0, the model's less 128. Weights are int8 with a scale a
+in float. Codes of symmetric inputs are int8 around 0, the model's less 128; others are the
+model's own uint8, with its zero point, which some runtimes (TensorRT) do not take. Weights are int8 with a scale a
 channel, or INT4 with a scale for each block of inputs: the channel's times the group's
 multiplier. Inputs keep three axes and the bias stays a float `Add`: with two axes, or static
 ones, ONNX Runtime would make a float Gemm of it (docs/architecture.md).
@@ -22,7 +23,7 @@ from quantkit.exporter.plain import Linears, PlainEmitter
 from quantkit.modules import InputQuantizer, QuantLinear, TokenQuantizer
 from quantkit.numerics import centre
 
-__all__ = ["PortableEmitter"]
+__all__ = ["PortableEmitter", "portable_zero_point"]
 
 
 class PortableEmitter(PlainEmitter):
@@ -56,15 +57,17 @@ class PortableEmitter(PlainEmitter):
                 f"have. Quantize with `activations: {{per: tensor, symmetric: true}}`, or export "
                 f"with --target cpu."
             )
-        if int(quantizer.zero_point) != centre(quantizer.grid):
-            raise CheckpointError(
-                f"{name} reads inputs with the zero point {int(quantizer.zero_point)}; the "
-                f"portable target's are symmetric. Quantize again with --target portable (in a "
-                f"recipe `activations: {{symmetric: true}}`), or export with --target cpu."
-            )
         x = self.as_read(linears.shared, quantizer, x)
         scale = graph.constant(f"{name}.input.scale", array(quantizer.scale))
         x = self.clipped(linears.shared, quantizer, x)
-        zero = graph.constant("zero_code", np.int8(0))
+        zero_point = portable_zero_point(quantizer)
+        place = "zero_code" if zero_point.dtype == np.int8 else f"{name}.input.zero_point"
+        zero = graph.constant(place, zero_point)
         codes = graph.add("QuantizeLinear", x, scale, zero, name=codes_name(linears.shared))
         return graph.add("DequantizeLinear", codes, scale, zero)
+
+
+def portable_zero_point(quantizer: InputQuantizer) -> np.ndarray:
+    """Of the codes that the file has: int8 0 for symmetric inputs, else the model's own, uint8."""
+    own = array(quantizer.zero_point)
+    return np.zeros((), np.int8) if int(own) == centre(quantizer.grid) else own

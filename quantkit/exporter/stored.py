@@ -23,6 +23,7 @@ from quantkit.exporter.initializers import (
     merged_scale,
 )
 from quantkit.exporter.names import attention_name, product_name
+from quantkit.exporter.portable import portable_zero_point
 from quantkit.modules import InputQuantizer, QuantLinear
 
 __all__ = ["check_stored"]
@@ -86,5 +87,5 @@ def _pairs(
     if isinstance(quantizer, InputQuantizer) and x is not None:
         for node in (x, operators[x.input[0]]):  # both of the pair have to say the same
             expected[node.input[1]] = quantizer.scale.numpy()
-            expected[node.input[2]] = np.zeros((), np.int8)
+            expected[node.input[2]] = portable_zero_point(quantizer)
     return expected
