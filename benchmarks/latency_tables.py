@@ -16,6 +16,8 @@ ONE, MANY = ("1x16", "1x64", "1x128"), ("8x128", "32x64")
 BARS: Sequence[tuple[str, str, float, tuple[str, ...]]] = (
     ("int8", "quantize_dynamic", 0.80, ONE),
     ("int8-throughput", "quantize_dynamic", 0.85, MANY),
+    ("int8-in-openvino", "quantize_dynamic", 0.80, ONE),
+    ("int8-in-openvino", "quantize_dynamic", 0.85, MANY),
     ("int8", "openvino-int8", 1.0, ONE),
     ("int8-in-openvino", "openvino-int8", 1.0, (*ONE, *MANY)),
     ("4bit", "int8", 1.05, (*ONE, *MANY)),

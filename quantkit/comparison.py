@@ -18,7 +18,7 @@ from quantkit.graph_cache import cached_graph
 from quantkit.heads import Head
 from quantkit.measure import Measured, environment, measure
 from quantkit.metrics import MAIN
-from quantkit.onnx_file import TARGETS, exported_targets, find_onnx
+from quantkit.onnx_file import FOLDERS, TARGETS, Target, exported_targets, find_onnx
 from quantkit.packed import METADATA
 from quantkit.pipeline import export_float
 from quantkit.quantized_folder import parity_file
@@ -42,9 +42,15 @@ class _Engine:
     cache: Path | None
 
     @property
+    def place(self) -> str:
+        """Where files run: a key of `TARGETS`."""
+        return self.name if self.name == "openvino" else self.device
+
+    @property
     def reads_files(self) -> bool:
         """Whether it opens the ONNX file; the torch engine reads the checkpoint."""
-        return self.name == "onnxruntime" or (self.name == "auto" and self.device == "cpu")
+        by_default = self.name == "auto" and self.device == "cpu"
+        return by_default or self.name in ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -55,21 +61,21 @@ class _Candidate:
     run: Run
     folder: Path
 
-    def path(self, device: str) -> Path:
-        """The ONNX file for a device, or where there is none that for another one."""
+    def path(self, place: str) -> Path:
+        """The ONNX file for a key of `TARGETS`, or where there is none that for another one."""
         there = set(exported_targets(self.folder))
-        fitting = (each for each in (device, *TARGETS) if there & set(TARGETS[each]))
-        return find_onnx(self.folder, next(fitting, device))
+        fitting = (each for each in (place, *TARGETS) if there & set(TARGETS[each]))
+        return find_onnx(self.folder, next(fitting, place))
 
     def foreign_to(self, engine: _Engine) -> bool:
-        """Whether it is quantized, and has files for other devices only."""
+        """Whether it is quantized, and has files for others only."""
         there = set(exported_targets(self.folder))
-        runs = not engine.reads_files or there & set(TARGETS[engine.device])
+        runs = not engine.reads_files or there & set(TARGETS[engine.place])
         return (self.folder / METADATA).is_file() and bool(there) and not runs
 
     def opened(self, engine: _Engine) -> Path:
         """What the engine opens."""
-        return self.path(engine.device) if engine.reads_files else self.folder
+        return self.path(engine.place) if engine.reads_files else self.folder
 
 
 def bench(
@@ -101,7 +107,7 @@ def bench(
     head, width = head_of(model), _embedding_width(model)
     del model
     opener = _Engine(engine, device, cache)
-    everything = list(_candidates(recipe, run, head, beside))
+    everything = list(_candidates(recipe, run, head, beside, opener))
     candidates = [each for each in everything if not each.foreign_to(opener)]
     grown = _fill_cache(candidates, opener)
     test = task.splits["test"]
@@ -126,7 +132,7 @@ def bench(
         candidates=_reports(candidates, measured, task, run, opener),
         notes=(
             *_notes(candidates, packed),
-            *(_left_out(each, device) for each in everything if each not in candidates),
+            *(_left_out(each, opener) for each in everything if each not in candidates),
             *grown,
             *_engine_notes(measured),
         ),
@@ -138,20 +144,21 @@ def bench(
 
 
 def _candidates(
-    recipe: Recipe, run: Run, head: Head, beside: Sequence[Run]
+    recipe: Recipe, run: Run, head: Head, beside: Sequence[Run], engine: _Engine
 ) -> Iterator[_Candidate]:
     """The float file of each run, made if need be, and all its quantized ones."""
+    target: Target = "portable" if engine.name == "openvino" else "cpu"
     for which in (run, *beside):
         own = recipe if which is run else which.recipe()
         prefix = "" if which is run else f"{which.folder.name} "
         if which is not run:
             _check_same_task(recipe, run, head, which)
-        if not (which.float_folder / "onnx" / "model.onnx").is_file():
-            export_float(which.float_folder, own)
+        if not (which.float_folder / FOLDERS[target] / "model.onnx").is_file():
+            export_float(which.float_folder, own, target)
         yield _Candidate(f"{prefix}float", which, which.float_folder)
         if (longer := which.longer_folder).is_dir():
-            if not (longer / "onnx" / "model.onnx").is_file():
-                export_float(longer, own)
+            if not (longer / FOLDERS[target] / "model.onnx").is_file():
+                export_float(longer, own, target)
             yield _Candidate(f"{prefix}{LONGER}", which, longer)
         quantized = which.quantized_folders()
         if not quantized and which is run and not own.is_recurrent:
@@ -210,12 +217,18 @@ def _fill_cache(candidates: Sequence[_Candidate], engine: _Engine) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for each in candidates:
-            load(each.path(engine.device), device=engine.device, cache=engine.cache)
+            path = each.path(engine.place)
+            load(path, device=engine.device, engine=engine.name, cache=engine.cache)
     return [str(each.message) for each in caught]
 
 
-def _left_out(candidate: _Candidate, device: str) -> str:
-    found = ", ".join(exported_targets(candidate.folder))
+def _left_out(candidate: _Candidate, engine: _Engine) -> str:
+    found, device = ", ".join(exported_targets(candidate.folder)), engine.device
+    if engine.name == "openvino":
+        return (
+            f"{candidate.name} is not in this report: its files are for {found}, and OpenVINO runs "
+            f"portable ones. Make one: quantkit export {candidate.folder} --target portable"
+        )
     return (
         f"{candidate.name} is not in this report: its files are for {found}, and all here runs on "
         f"{device}. Measure it there: quantkit bench {candidate.run.folder.name} --device {found}"
@@ -224,7 +237,7 @@ def _left_out(candidate: _Candidate, device: str) -> str:
 
 def _cached_bytes(path: Path, engine: _Engine) -> int | None:
     """Bytes of the optimized graph that a session opened by, if it did."""
-    if engine.cache is None or not engine.reads_files or engine.device != "cpu":
+    if engine.cache is None or not engine.reads_files or engine.place != "cpu":
         return None
     graph = cached_graph(path, engine.cache)
     return None if graph is None else graph.stat().st_size
@@ -238,7 +251,7 @@ def _reports(
     engine: _Engine,
 ) -> tuple[CandidateReport, ...]:
     references = references_of(task.splits["test"], task.head)
-    paths = [candidate.path(engine.device) for candidate in candidates]
+    paths = [candidate.path(engine.place) for candidate in candidates]
     return tuple(
         candidate_report(
             candidate.name,

@@ -32,6 +32,7 @@ _PACKAGES = (
     "quantkit",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "numpy",
     "tokenizers",
     "torch",

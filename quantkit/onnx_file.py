@@ -1,7 +1,7 @@
 """Which file of an exported folder is meant, and what it says of itself."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ __all__ = [
     "INPUTS",
     "PURPOSES",
     "TARGETS",
+    "Interface",
     "ModelFile",
     "Purpose",
     "Target",
@@ -49,15 +50,34 @@ FOLDERS: Mapping[Target, str] = {
 }
 # In the order of preference: what a folder with several files is opened for.
 NAMES = ("model_quantized.onnx", "model_q4.onnx", "model_fp16.onnx", "model.onnx")
-# The targets whose files run on a device, the best first.
+# The targets whose files run on a device in ONNX Runtime, the best first, and in OpenVINO.
 TARGETS: Mapping[str, tuple[Target, ...]] = {
     "cpu": ("cpu", "portable"),
     "cuda": ("cuda", "portable"),
+    "openvino": ("portable",),
 }
 
 DATA_SUFFIX = "_data"  # of a file with tensors that a file of 2 GB has no room for
 
 MAX_LENGTH = 512  # tokens, of a file that names no limit
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What an open file says of itself, whichever runtime has opened it."""
+
+    properties: Mapping[str, str]  # its metadata
+    inputs: tuple[str, ...]
+    outputs: Mapping[str, Sequence[object]]  # shapes; what is no int is no fixed size
+
+    @classmethod
+    def of(cls, inference: "onnxruntime.InferenceSession") -> "Interface":
+        """Of a session of ONNX Runtime."""
+        return cls(
+            inference.get_modelmeta().custom_metadata_map,
+            tuple(value.name for value in inference.get_inputs()),
+            {value.name: value.shape for value in inference.get_outputs()},
+        )
 
 
 @dataclass(frozen=True)
@@ -70,20 +90,18 @@ class ModelFile:
     target: str | None  # the device it was exported for, where it names one
 
     @classmethod
-    def read(
-        cls, inference: "onnxruntime.InferenceSession", tokenizer: Tokenizer, path: Path
-    ) -> "ModelFile":
+    def read(cls, interface: Interface, tokenizer: Tokenizer, path: Path) -> "ModelFile":
         """Read the metadata; what an older or foreign file leaves out comes from config.json.
 
         Raises:
             CheckpointError: neither says what the model answers, or the file has other
                 inputs or outputs than that needs.
         """
-        properties = inference.get_modelmeta().custom_metadata_map
+        properties = interface.properties
         source = folder_of(path) / "config.json"
         config = read_json(source) if source.is_file() else {}
         head = _head(properties, config, path)
-        _check(inference, head, path)
+        _check(interface, head, path)
         limit = properties.get("quantkit.max_length")
         known = min(MAX_LENGTH, config.get("max_position_embeddings", MAX_LENGTH))
         return cls(
@@ -97,7 +115,8 @@ class ModelFile:
 def find_onnx(path: Path, device: str = "cpu") -> Path:
     """The ONNX file meant by `path`: itself, or the folder's best one for `device`.
 
-    Before a float file comes a quantized one, before a portable one that of the device.
+    Before a float file comes a quantized one, before a portable one that of the device; `device`
+    may be any key of `TARGETS`.
 
     Raises:
         CheckpointError: there is none for the device.
@@ -112,7 +131,7 @@ def find_onnx(path: Path, device: str = "cpu") -> Path:
     found = f"one for {others[0]} only" if others else f"none in {path / 'onnx'}"
     raise CheckpointError(
         f"{path} holds no exported model for {device}, {found}. "
-        f"Make one with: quantkit export {path} --target {device}"
+        f"Make one with: quantkit export {path} --target {TARGETS[device][0]}"
     )
 
 
@@ -211,22 +230,22 @@ def _padding(properties: Mapping[str, str], tokenizer: Tokenizer, config: Mappin
     return next((int(value) for value in candidates if value is not None), 0)
 
 
-def _check(inference: "onnxruntime.InferenceSession", head: Head, path: Path) -> None:
+def _check(interface: Interface, head: Head, path: Path) -> None:
     """Refuse a file whose inputs or outputs do not fit."""
-    strange = [value.name for value in inference.get_inputs() if value.name not in INPUTS]
+    strange = [name for name in interface.inputs if name not in INPUTS]
     if strange:
         raise CheckpointError(
             f"{path} wants the inputs {', '.join(strange)}; a session has {', '.join(INPUTS)}. "
             f"Export the model with these alone."
         )
-    shapes = {value.name: value.shape for value in inference.get_outputs()}
+    shapes = interface.outputs
     wanted = output_name(head)
     if wanted not in shapes:
         raise CheckpointError(
             f"{path} has no output {wanted!r}, as {head.kind} needs; it has "
             f"{', '.join(shapes)}. Export the model again."
         )
-    width = (shapes[wanted] or [None])[-1]
+    width = [None, *shapes[wanted]][-1]
     if head.outputs and isinstance(width, int) and width != head.outputs:
         raise CheckpointError(
             f"{path} computes {width} logits, and there are names for {head.outputs}: "

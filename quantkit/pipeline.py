@@ -21,7 +21,7 @@ from quantkit.data import TaskData, inputs_of, load_task
 from quantkit.errors import OutputExistsError, RecipeError
 from quantkit.exporter import Exported, export, export_path
 from quantkit.files import new_folder
-from quantkit.onnx_file import known_purpose, known_target
+from quantkit.onnx_file import Target, known_purpose, known_target
 from quantkit.packed import METADATA, load_packed
 from quantkit.ptq import LayerStore, Progress, Quantized
 from quantkit.quantized_folder import (
@@ -266,11 +266,11 @@ def export_folder(
     return keep_findings(exported, folder)
 
 
-def export_float(folder: Path, recipe: Recipe | None) -> Exported:
-    """Export a float checkpoint folder for CPUs; `recipe` decides the longest text."""
+def export_float(folder: Path, recipe: Recipe | None, target: Target = "cpu") -> Exported:
+    """Export a float checkpoint folder; `recipe` decides the longest text."""
     model, tokenizer = load_float(folder)
     limit = None if recipe is None else recipe.max_length
-    exported = export(model, tokenizer, folder, target="cpu", recipe=recipe, max_length=limit)
+    exported = export(model, tokenizer, folder, target=target, recipe=recipe, max_length=limit)
     return keep_findings(exported, folder)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from quantkit.answers import Prediction
 from quantkit.bound import BoundBackend
@@ -20,12 +21,14 @@ from quantkit.graph_cache import open_cached
 from quantkit.memory import return_freed_memory
 from quantkit.onnx_file import (
     TARGETS,
+    Interface,
     ModelFile,
     find_onnx,
     folder_of,
     output_name,
     read_tokenizer,
 )
+from quantkit.openvino_backend import OpenvinoBackend, open_portable
 from quantkit.providers import (
     available_threads,
     cpu_flags,
@@ -38,7 +41,7 @@ from quantkit.session import Backend, Session
 if TYPE_CHECKING:
     import onnxruntime
 
-ENGINES = ("auto", "onnxruntime", "torch")
+ENGINES = ("auto", "onnxruntime", "openvino", "torch")
 DEVICES = ("cpu", "cuda")
 
 __all__ = [
@@ -85,14 +88,17 @@ def load(
 
     Args:
         folder: holds `onnx/`, `tokenizer.json` and `config.json`; or one of its .onnx files. For
-            the torch engine: a packed or float checkpoint.
+            OpenVINO with a file of the portable target; for the torch engine: a packed or float
+            checkpoint.
         device: `cpu` or `cuda`; an ONNX file must have been exported for it, or be portable.
-        threads: of ONNX Runtime's CPU provider; default: what the machine's CPU quota gives.
-        cache: folder in which ONNX Runtime's optimized graph is kept for the next session on such a
-            CPU. The graph of a 4-bit file has 8 bits there, and a warning says so.
-        engine: `onnxruntime`; `torch`, which reads the checkpoint itself and runs Triton kernels;
-            or `auto`: ONNX Runtime on the CPU, and on CUDA what measures fastest when the folder is
-            opened, of both engines and of the torch engine in float16. The times are in `notes`.
+        threads: of the CPU; default: what the machine's CPU quota gives.
+        cache: folder in which ONNX Runtime's optimized graph, or what OpenVINO compiled, is kept
+            for the next session on such a CPU. ONNX Runtime's graph of a 4-bit file has 8 bits
+            there, and a warning says so.
+        engine: `onnxruntime`; `openvino`, on the CPU; `torch`, which reads the checkpoint itself
+            and runs Triton kernels; or `auto`: ONNX Runtime on the CPU, and on CUDA what measures
+            fastest when the folder is opened, of both engines there and of the torch engine in
+            float16. The times are in `notes`.
         precision: of the torch engine, see `quantkit.engine.open_session`.
         graphs: on CUDA, ONNX Runtime keeps inputs and outputs on the device and replays a CUDA
             graph for each size of batch, see `quantkit.bound`. The torch engine always does.
@@ -106,6 +112,8 @@ def load(
     check_engine(engine, device)
     if graphs and device != "cuda":
         raise RecipeError("graphs are CUDA's. Pass device='cuda', or leave them out.")
+    if engine == "openvino":
+        return _load_openvino(Path(folder), threads, cache)
     onnx = partial(_load_onnx, Path(folder), device, threads, cache, graphs)
     if engine == "torch":
         return _load_torch(Path(folder), device, precision)
@@ -129,11 +137,13 @@ def check_engine(engine: str, device: str) -> None:
     """Check the names of an engine and a device.
 
     Raises:
-        RecipeError: one that does not exist.
+        RecipeError: one that does not exist, or OpenVINO on a GPU.
     """
     for name, value, known in (("engine", engine, ENGINES), ("device", device, DEVICES)):
         if value not in known:
             raise RecipeError(f"{name} is {value!r}; quantkit knows {', '.join(known)}.")
+    if engine == "openvino" and device != "cpu":
+        raise RecipeError("OpenVINO runs on the CPU here. Pass device='cpu', or another engine.")
 
 
 def _load_torch(folder: Path, device: str, precision: Any) -> Session:  # noqa: ANN401
@@ -177,18 +187,36 @@ def _load_onnx(
         )
     return_freed_memory()  # what unfolding 4-bit weights took is twice what they take then
     tokenizer = read_tokenizer(path)
-    file = ModelFile.read(inference, tokenizer, path)
-    if file.target is not None and file.target not in TARGETS[device]:
-        raise CheckpointError(
-            f"{path} was exported for {file.target}, and would run badly on {device}. "
-            f"Export it again: quantkit export {folder_of(path)} --target {device}"
-        )
+    file = _checked(ModelFile.read(Interface.of(inference), tokenizer, path), path, device)
     output = output_name(file.head)
     backend: Backend = OnnxBackend(inference, output)
     if graphs:
         backend = BoundBackend(
             inference, output, device=device, longest=file.max_length, padding=file.padding
         )
+    return _session(backend, tokenizer, file, path)
+
+
+def _load_openvino(folder: Path, threads: int | None, cache: str | Path | None) -> Session:
+    """A session of OpenVINO."""
+    path = find_onnx(folder, "openvino")
+    compiled, interface = open_portable(path, threads, cache)
+    tokenizer = read_tokenizer(path)
+    file = _checked(ModelFile.read(interface, tokenizer, path), path, "openvino")
+    return _session(OpenvinoBackend(compiled, output_name(file.head)), tokenizer, file, path)
+
+
+def _checked(file: ModelFile, path: Path, place: str) -> ModelFile:
+    """`file`, if it was exported for what opens it: a key of `TARGETS`."""
+    if file.target is not None and file.target not in TARGETS[place]:
+        raise CheckpointError(
+            f"{path} was exported for {file.target}, and would run badly on {place}. "
+            f"Export it again: quantkit export {folder_of(path)} --target {TARGETS[place][0]}"
+        )
+    return file
+
+
+def _session(backend: Backend, tokenizer: Tokenizer, file: ModelFile, path: Path) -> Session:
     return Session(
         backend,
         tokenizer,

@@ -68,6 +68,8 @@ def _import(engine: str) -> None:
     """What an engine is made of, so that its memory is not counted as the model's."""
     if engine in ("auto", "onnxruntime"):
         import_onnxruntime()
+    if engine == "openvino":
+        import_module("openvino")
     if engine in ("auto", "torch"):
         import_module("quantkit.engine")
 

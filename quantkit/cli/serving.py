@@ -58,9 +58,12 @@ def predict(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     model: Annotated[Path | None, typer.Option(help="An exported folder.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="onnxruntime, openvino (a portable file) or torch (a checkpoint).")
+    ] = "onnxruntime",
     runs: Runs = RUNS,
 ) -> None:
-    """Answer texts with an exported model; needs no torch.
+    """Answer texts with an exported model; needs no torch, unless that is the engine.
 
     Files give JSON lines, one for each line; that of an empty line is null.
     """
@@ -68,7 +71,7 @@ def predict(
 
     if bool(texts) == bool(file):
         raise RecipeError("predict takes texts, or --file FILE (- for standard input).")
-    session = load(model or newest_quantized(runs))
+    session = load(model or newest_quantized(runs), engine=engine)
     if file:
         with _lines(file) as lines:
             _print(_answers(session, _rows(lines, file)))

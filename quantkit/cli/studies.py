@@ -37,7 +37,11 @@ def bench(
     runs: Runs = RUNS,
     threads: Threads = None,
     engine: Annotated[
-        str, typer.Option(help="onnxruntime, torch, or auto: on CUDA whichever measures faster.")
+        str,
+        typer.Option(
+            help="onnxruntime, openvino (portable files), torch, or auto: ONNX Runtime on CPUs, on "
+            "CUDA whichever measures faster."
+        ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     cache: Annotated[

@@ -8,8 +8,8 @@ Runtimes recognise these pairs and multiply integers; where one does not, it com
 in float. Codes of symmetric inputs are int8 around 0, the model's less 128; others are the
 model's own uint8, with its zero point, which some runtimes (TensorRT) do not take. Weights are
 int8 with a scale a channel, or INT4 with a scale for each block of inputs: the channel's times
-the group's multiplier. Inputs keep three axes and the bias stays a float `Add`: with two axes, or static
-ones, ONNX Runtime would make a float Gemm of it (docs/architecture.md).
+the group's multiplier. Inputs keep three axes and the bias stays a float `Add`: with two axes, or
+static ones, ONNX Runtime would make a float Gemm of it (docs/architecture.md).
 """
 
 from typing import ClassVar
