@@ -157,7 +157,7 @@ def _selected(options: argparse.Namespace) -> list[str]:
         return list(options.only)
     left_out = set() if options.optimum else {"optimum"}
     if options.peers is None:
-        left_out |= {name for name in CANDIDATES if name.startswith("openvino")}
+        left_out |= {name for name, candidate in CANDIDATES.items() if candidate.of_peers}
     return [name for name in CANDIDATES if name not in left_out]
 
 
