@@ -3,7 +3,7 @@
     python benchmarks/cpu_alternatives.py --work FOLDER    # needs the extra `dev`
 
 BERT-base with random weights, INT8 by `recipes/indonlu/smsa.yaml`. Each alternative has a process
-of its own; rounds are interleaved, and ratios to the graph for latency are taken within each
+of its own; rounds are interleaved, and ratios to quantkit's graph are taken within each
 round. --clock cpu counts what all threads of a process used, which other work on the machine
 disturbs less than the wall's clock. Writes `cpu_alternatives.json`, of which `update_readme.py`
 makes the table in docs/cpu_graph.md.
@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from harness import RESULTS, finish, ratio_interval, table
 from latency_files import NUMBERS, Environments, Sizes, make
-from latency_graphs import BOUNDS, GRAPHS
+from latency_graphs import BOUNDS, GRAPHS, fused
 from latency_rounds import Clock, logits_off, repeats_of, round_of
 from latency_tokens_first import tokens_first
 from latency_worker import program
@@ -30,8 +30,7 @@ from quantkit.files import new_file, write_json
 from quantkit.measure import open_worker
 from quantkit.runtime import available_threads
 
-OWN = "QAttention (latency)"
-FILES = {OWN: "int8", "Attention of opset 23 (throughput)": "int8-throughput"}
+OWN = "Attention of opset 23 (quantkit)"
 SETTINGS = {
     "no memory arena": "onnx-no-arena",
     "no spinning": "onnx-no-spinning",
@@ -101,10 +100,12 @@ def _files(sizes: Sizes, work: Path) -> dict[str, tuple[Path, str]]:
     folder = work / "bert-base"
     files = {
         name: (make(model, sizes, folder, Environments()) / "model.onnx", "onnx")
-        for name, model in (FILES | {PEER: PEER}).items()
+        for name, model in {OWN: "int8", PEER: PEER}.items()
     }
     own, _ = files[OWN]
-    for name, change in (GRAPHS | {"tokens first": tokens_first}).items():
+    for name, change in (
+        GRAPHS | {"tokens first": lambda model: tokens_first(fused(model))}
+    ).items():
         path = folder / "alternatives" / f"{name.replace(' ', '-')}.onnx"
         with new_file(path) as partial:
             onnx.save_model(change(onnx.load(own)), partial)

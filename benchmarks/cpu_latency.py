@@ -9,7 +9,7 @@ drift of the machine's speed cancels out. Files are kept in --work, and finished
 that was interrupted goes on. --only measures some candidates, --make stops when all files are
 there.
 
-    float, int8, int8-throughput, 4bit   quantkit's, by `recipes/indonlu/smsa.yaml`
+    float, int8, 4bit                    quantkit's, by `recipes/indonlu/smsa.yaml`
     int8-in-openvino                     the same integers as a portable file, which OpenVINO runs
     ort-fp32, ort-fused                  torch.onnx.export, and after the transformer optimizer
     quantize_dynamic, quantize_static, MatMulNBits    onnxruntime's own quantizers, per channel
@@ -60,7 +60,6 @@ class Candidate:
 CANDIDATES = {
     "float": Candidate("float"),
     "int8": Candidate("int8"),
-    "int8-throughput": Candidate("int8-throughput"),
     "int8-in-openvino": Candidate("int8-portable", "openvino-f32", "model.onnx", of_peers=True),
     "4bit": Candidate("4bit"),
     "ort-fp32": Candidate("ort-fp32"),

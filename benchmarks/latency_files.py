@@ -32,7 +32,7 @@ from quantkit.errors import MeasurementError
 from quantkit.exporter.bert import build
 from quantkit.files import new_folder, read_json, write_json
 from quantkit.measure import environment
-from quantkit.onnx_file import Purpose, Target
+from quantkit.onnx_file import Target
 from quantkit.ptq import Quantized, quantize
 from quantkit.recipe import Recipe, load_recipe, recipe_hash, with_bits, with_changes
 
@@ -41,7 +41,7 @@ __all__ = ["NUMBERS", "RECIPE", "Environments", "Sizes", "count_multipliers", "m
 RECIPE = Path(__file__).parent.parent / "recipes" / "indonlu" / "smsa.yaml"
 CALIBRATION_BATCHES, CALIBRATION_SHAPE = 2, (8, 64)
 MADE = "made.json"
-OWN = ("float", "int8", "int8-throughput", "int8-portable", "4bit")
+OWN = ("float", "int8", "int8-portable", "4bit")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,6 @@ def _float(_: Sizes, checkpoint: Path, output: Path, __: Environments) -> None:
 def _quantized(
     bits: int,
     target: Target,
-    purpose: Purpose,
     sizes: Sizes,
     checkpoint: Path,
     output: Path,
@@ -136,7 +135,7 @@ def _quantized(
 ) -> None:
     """Quantkit's integers; a file without its smoothing would flatter quantkit."""
     result = _integers(bits, sizes.vocab, checkpoint)
-    proto = build(result.model, {}, target, purpose=purpose)
+    proto = build(result.model, {}, target)
     expected, found = _smoothed_inputs(result), count_multipliers(proto)
     if found != expected or (bits == 8 and not found):
         raise MeasurementError(
@@ -228,10 +227,9 @@ _Maker = Callable[[Sizes, Path, Path, Environments], None]
 _MAKERS: dict[str, _Maker] = {
     "checkpoint": _checkpoint,
     "float": _float,
-    "int8": partial(_quantized, 8, "cpu", "latency"),
-    "int8-throughput": partial(_quantized, 8, "cpu", "throughput"),
-    "int8-portable": partial(_quantized, 8, "portable", "latency"),
-    "4bit": partial(_quantized, 4, "cpu", "latency"),
+    "int8": partial(_quantized, 8, "cpu"),
+    "int8-portable": partial(_quantized, 8, "portable"),
+    "4bit": partial(_quantized, 4, "cpu"),
     "rate": _rate,
     "optimum": _optimum,
     **{name: partial(_peer, name) for name in MAKERS},

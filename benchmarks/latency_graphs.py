@@ -1,6 +1,6 @@
 """Other ways to write quantkit's BERT graph, made of the file that it writes.
 
-Each takes the file for latency (`int8`) and changes one decision of it. Some are bounds, not
+Each takes the file for CPUs (`int8`) and changes one decision of it. Some are bounds, not
 candidates: they leave something out that the answers need, to show what it costs.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-__all__ = ["BOUNDS", "CONTRIB", "GRAPHS", "apart", "constant", "heads_of", "width_of"]
+__all__ = ["BOUNDS", "CONTRIB", "GRAPHS", "apart", "constant", "fused", "heads_of", "width_of"]
 
 CONTRIB = "com.microsoft"
 BOUNDS = (
@@ -56,6 +56,45 @@ def apart(node: NodeProto) -> tuple[list[NodeProto], list[str]]:
 def heads_of(node: NodeProto) -> int:
     """Of an attention operator."""
     return next(int(each.i) for each in node.attribute if each.name == "num_heads")
+
+
+def fused(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Product, `Split` and attention as one `QAttention`, which the others below are made of.
+
+    All tokens attend, and of the last layer's the first are picked behind it.
+    """
+    makers = {output: node for node in model.graph.node for output in node.output}
+    mask = helper.make_node("Cast", ["attention_mask"], ["mask_32"], to=TensorProto.INT32)
+    zero = constant(model, "weight_zero_point", np.int8(0))
+
+    def rewrite(node: NodeProto) -> Sequence[NodeProto]:
+        if node.op_type != "Attention":
+            return [node]
+        query, key = (makers[name] for name in node.input[:2])
+        codes, weight, scale, weight_scale, zero_point, _, bias = makers[key.input[0]].input
+        inputs = [codes, weight, bias, scale, weight_scale, "mask_32", zero_point, zero]
+        heads = next(int(each.i) for each in node.attribute if each.name == "q_num_heads")
+        whole = query.op_type == "Split"
+        made = node.output[0] if whole else f"{node.name}/all"
+        attend = helper.make_node(
+            "QAttention", inputs, [made], name=node.name, domain=CONTRIB, num_heads=heads
+        )
+        first = helper.make_node("Gather", [made, "first"], node.output, axis=1)
+        return [attend] if whole else [attend, first]
+
+    return _pruned(_rewritten(model, rewrite, [mask]))
+
+
+def _pruned(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without the nodes that nothing reads."""
+    read, kept = {output.name for output in model.graph.output}, []
+    for node in reversed(model.graph.node):
+        if read.intersection(node.output):
+            read.update(node.input)
+            kept.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(kept))
+    return model
 
 
 def multi_head(model: onnx.ModelProto, *, masked: bool = True) -> onnx.ModelProto:
@@ -286,10 +325,11 @@ def tanh_gelu(model: onnx.ModelProto) -> onnx.ModelProto:
 
 GRAPHS: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "all tokens in the last layer": all_tokens,
-    "MultiHeadAttention": multi_head,
-    "plain operators": plain_attention,
-    "no mask": lambda model: multi_head(model, masked=False),
-    "integer attention": integer_attention,
+    "QAttention": fused,
+    "MultiHeadAttention": lambda model: multi_head(fused(model)),
+    "plain operators": lambda model: plain_attention(fused(model)),
+    "no mask": lambda model: multi_head(fused(model), masked=False),
+    "integer attention": lambda model: integer_attention(fused(model)),
     "SkipLayerNormalization": skip_norm,
     "dynamic ranges": dynamic,
     "scaled LayerNormalization": scaled_norm,

@@ -15,7 +15,7 @@ __all__ = ["BARS", "bars_of", "family_result", "markdown", "print_family"]
 ONE, MANY = ("1x16", "1x64", "1x128"), ("8x128", "32x64")
 BARS: Sequence[tuple[str, str, float, tuple[str, ...]]] = (
     ("int8", "quantize_dynamic", 0.80, ONE),
-    ("int8-throughput", "quantize_dynamic", 0.85, MANY),
+    ("int8", "quantize_dynamic", 0.85, MANY),
     ("int8-in-openvino", "quantize_dynamic", 0.80, ONE),
     ("int8-in-openvino", "quantize_dynamic", 0.85, MANY),
     ("int8", "openvino-int8", 1.0, ONE),
@@ -26,7 +26,6 @@ BARS: Sequence[tuple[str, str, float, tuple[str, ...]]] = (
 FILE_BAR, MEMORY_BAR = 0.30, 0.45
 OURS = (
     "int8",
-    "int8-throughput",
     "int8-in-openvino",
     "4bit",
 )  # what is divided by each of the others

@@ -26,7 +26,7 @@ class _Nodes(list[NodeProto]):
 
 
 def tokens_first(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The file for latency, rewritten; the same answers."""
+    """A file of `QAttention`, rewritten; the same answers."""
     nodes = _Nodes()
     _before(model, nodes)
     for node in model.graph.node:

@@ -19,17 +19,14 @@ __all__ = [
     "DATA_SUFFIX",
     "FOLDERS",
     "INPUTS",
-    "PURPOSES",
     "TARGETS",
     "Interface",
     "ModelFile",
-    "Purpose",
     "Target",
     "exported_targets",
     "file_bytes",
     "find_onnx",
     "folder_of",
-    "known_purpose",
     "known_target",
     "output_name",
     "read_tokenizer",
@@ -37,8 +34,6 @@ __all__ = [
 ]
 
 Target = Literal["portable", "cpu", "cuda"]  # where a file is to run
-Purpose = Literal["latency", "throughput"]  # a text at a time, or many at once
-PURPOSES: tuple[Purpose, ...] = ("latency", "throughput")
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # a file takes some of these
 
@@ -150,19 +145,6 @@ def known_target(name: str) -> Target:
         if target == name:
             return target
     raise RecipeError(f"The target {name!r} is unknown; quantkit supports {', '.join(FOLDERS)}.")
-
-
-def known_purpose(name: str) -> Purpose:
-    """The purpose of that name.
-
-    Raises:
-        RecipeError: there is none.
-    """
-    for purpose in PURPOSES:
-        if purpose == name:
-            return purpose
-    known = ", ".join(PURPOSES)
-    raise RecipeError(f"A graph is optimized for {known}; found {name!r}.")
 
 
 def target_of(path: Path) -> Target:

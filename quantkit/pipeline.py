@@ -21,7 +21,7 @@ from quantkit.data import TaskData, inputs_of, load_task
 from quantkit.errors import OutputExistsError, RecipeError
 from quantkit.exporter import Exported, export, export_path
 from quantkit.files import new_folder
-from quantkit.onnx_file import Target, known_purpose, known_target
+from quantkit.onnx_file import Target, known_target
 from quantkit.packed import METADATA, load_packed
 from quantkit.ptq import LayerStore, Progress, Quantized
 from quantkit.quantized_folder import (
@@ -225,7 +225,6 @@ def export_folder(
     folder: Path,
     *,
     target: str | None = None,
-    optimize_for: str | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Export a packed or float checkpoint folder in place, under `onnx/`.
@@ -233,17 +232,14 @@ def export_folder(
     Args:
         folder: holds the checkpoint.
         target: where the file is to run; default: what a packed one's recipe says, or `cpu`.
-        optimize_for: one text at a time, or many at once; default: as the recipe says, or
-            `latency`.
         overwrite: replace an earlier file of the target.
 
     Raises:
         OutputExistsError: its ONNX file exists.
         CheckpointError: the folder holds no checkpoint, or one that the target cannot write.
-        RecipeError: an unknown target or purpose.
+        RecipeError: an unknown target.
     """
     wanted = None if target is None else known_target(target)
-    purpose = None if optimize_for is None else known_purpose(optimize_for)
     if (folder / METADATA).is_file():
         loaded = load_packed(folder)
         model, tokenizer, recipe = loaded.model, loaded.tokenizer, loaded.recipe
@@ -254,15 +250,7 @@ def export_folder(
     path = export_path(model, folder, chosen)
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already. Pass --overwrite to replace it.")
-    exported = export(
-        model,
-        tokenizer,
-        folder,
-        target=chosen,
-        optimize_for=purpose,
-        recipe=recipe,
-        max_length=limit,
-    )
+    exported = export(model, tokenizer, folder, target=chosen, recipe=recipe, max_length=limit)
     return keep_findings(exported, folder)
 
 

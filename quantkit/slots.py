@@ -161,12 +161,9 @@ class Export:
     target  `cpu`: ONNX Runtime on CPUs. `portable`: any runtime of the ONNX standard; quantized
             inputs have to be symmetric. `cuda`: ONNX Runtime's CUDA provider, in float16; 4-bit
             weights read float inputs, 8-bit ones symmetric or float inputs
-    optimize_for  on `cpu`: `latency` writes the graph for one text at a time, `throughput` the one
-            for batches of 8 and more; both give the same answers
     """
 
     target: Literal["cpu", "portable", "cuda"] = "cpu"
-    optimize_for: Literal["latency", "throughput"] = "latency"
 
 
 @dataclass(frozen=True, config=STRICT)

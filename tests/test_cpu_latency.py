@@ -93,7 +93,7 @@ def test_bars_and_floors_by_hand() -> None:
     result = family_result(_measured(rounds), Sizes())
     bars = {bar.name: bar for bar in bars_of({"bert-base": result})}
     assert bars["bert-base 1x16: int8/quantize_dynamic"].value == 0.5
-    assert bars["bert-base 8x128: int8-throughput/quantize_dynamic"].holds
+    assert bars["bert-base 8x128: int8/quantize_dynamic"].holds
     assert not bars["bert-base 1x128: 4bit/int8"].holds
     assert bars["bert-base memory: int8/float"].value == 0.25
     floor = result["floor"]["1x128"]
@@ -111,7 +111,7 @@ def test_texts_without_data_have_lengths_like_comments(tmp_path: Path) -> None:
     assert 20 < np.median(lengths) < 40 < lengths.max()
 
 
-_MS = {"float": 40.0, "int8": 10.0, "int8-throughput": 16.0, "4bit": 11.0, "rate": 1.0}
+_MS = {"float": 40.0, "int8": 10.0, "4bit": 11.0, "rate": 1.0}
 _MS |= {"quantize_dynamic": 20.0}
 
 

@@ -69,7 +69,7 @@ def test_a_file_and_its_twin_compute_the_models_answers(
 
 def test_what_runs_on_the_host_is_counted(quantized: Quantized) -> None:
     host = host_operators(build(quantized.model, {}, "cpu"))
-    assert host == {"MatMulIntegerToFloat": 3 * LAYERS + 1, "QAttention of uint8": LAYERS}
+    assert host == {"MatMulIntegerToFloat": 4 * LAYERS + 1}
 
 
 def test_operators_are_fused_and_products_are_what_they_should_be(

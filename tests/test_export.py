@@ -17,7 +17,7 @@ from quantkit.exporter.blocks import BlockErrors
 from quantkit.exporter.gate import check_parity
 from quantkit.exporter.inspect import bytes_by_component, optimized_operators
 from quantkit.heads import Head
-from quantkit.onnx_file import Purpose, Target
+from quantkit.onnx_file import Target
 from quantkit.ptq import Quantized, quantize
 from quantkit.recipe import Recipe
 from quantkit.runtime import session_options
@@ -37,8 +37,8 @@ def _run(proto: onnx.ModelProto, batch: dict[str, torch.Tensor]) -> np.ndarray:
 def test_four_integer_products_per_layer_and_none_in_float(quantized: Quantized) -> None:
     """In the graph that ONNX Runtime really runs, after its own optimisations."""
     operators = optimized_operators(build(quantized.model, {}))
-    assert operators["QAttention"] == LAYERS  # query, key and value merged, and the attention
-    assert operators["MatMulIntegerToFloat"] == 3 * LAYERS + 1  # and the pooler
+    assert operators["MatMulIntegerToFloat"] == 4 * LAYERS + 1  # and the pooler
+    assert operators["Attention"] == LAYERS
     floats = sum(operators.get(kind, 0) for kind in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm"))
     assert floats == 1  # the classifier
     assert operators.get("DequantizeLinear", 0) == 0
@@ -49,7 +49,7 @@ def test_the_float_graph_has_merged_products(model: BertForSequenceClassificatio
     operators = optimized_operators(build(model, {}))
     kinds = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm")
     assert sum(operators.get(kind, 0) for kind in kinds) == 4 * LAYERS + 2
-    assert operators["MultiHeadAttention"] == LAYERS
+    assert operators["Attention"] == LAYERS
 
 
 @pytest.mark.parametrize(("size", "length"), [(1, 1), (1, 64), (7, 23)])
@@ -134,8 +134,8 @@ def test_the_gate_catches_one_wrong_number(
 def test_the_gate_catches_a_forgotten_mask(quantized: Quantized) -> None:
     proto = build(quantized.model, {})
     for node in proto.graph.node:
-        if node.op_type == "QAttention":
-            node.input[5] = ""
+        if node.op_type == "Attention":
+            node.input[3] = ""
     with pytest.raises(ParityError, match=r"\(b\)"):
         check_parity(quantized.model, proto, gate_batches(ROWS, 64))
 
@@ -194,10 +194,8 @@ def test_a_file_that_fails_is_not_left_behind(
         model: BertForSequenceClassification,
         metadata: dict[str, str],
         target: Target,
-        *,
-        purpose: Purpose,
     ) -> onnx.ModelProto:
-        proto = build(model, metadata, target, purpose=purpose)
+        proto = build(model, metadata, target)
         return _changed(proto, f"{LAYER}.output.dense.codes", 1)
 
     monkeypatch.setattr("quantkit.exporter.folder.build", wrong)
@@ -224,7 +222,8 @@ def test_the_gate_takes_a_partly_quantized_model() -> None:
     result = check_parity(partly, build(partly, {}), gate_batches(ROWS, 32))
     assert result.problems() == []
     operators = optimized_operators(build(partly, {}))
-    assert (operators["QAttention"], operators["MultiHeadAttention"]) == (1, 1)
+    # Of eight products and the pooler's, those of layer 0's key and of layer 1's output are float.
+    assert operators["MatMulIntegerToFloat"] == 9 - 2
 
 
 def test_an_exported_folder_is_complete_and_says_what_it_is(

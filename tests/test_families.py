@@ -188,8 +188,8 @@ def test_four_integer_products_per_layer(case: Case) -> None:
     plan = describe(case.quantized.model)
     operators = optimized_operators(build(case.quantized.model, {}))
     others = (plan.embedding.projection is not None) + (plan.head.dense is not None)
-    assert operators["QAttention"] == LAYERS
-    assert operators["MatMulIntegerToFloat"] == 3 * LAYERS + others
+    assert operators["Attention"] == LAYERS
+    assert operators["MatMulIntegerToFloat"] == 4 * LAYERS + others
     assert operators["QuantizeLinear"] == 4 * LAYERS + others
     floats = sum(operators.get(kind, 0) for kind in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm"))
     assert floats == (case.head != BARE)
@@ -226,7 +226,7 @@ def test_query_key_and_value_may_have_no_bias(family: str) -> None:
     integer = quantized(model).model
     for each in (model, integer):
         assert check_parity(each, build(each, {}), gate_batches(ROWS, 40)).problems() == []
-    assert optimized_operators(build(integer, {}))["MultiHeadAttention"] == LAYERS
+    assert optimized_operators(build(integer, {}))["Attention"] == LAYERS
 
 
 def test_one_of_the_three_may_have_no_bias() -> None:

@@ -12,19 +12,14 @@ from quantkit.encoder import EncoderPlan, describe, unroll
 from quantkit.exporter.bert import build
 from quantkit.exporter.blocks import BlockErrors
 from quantkit.exporter.names import product_name
-from quantkit.onnx_file import Purpose, Target
+from quantkit.onnx_file import Target
 from quantkit.ptq import quantize
 from quantkit.runtime import session_options
 from tests.conftest import ROWS, batch_of
 from tests.models import small_model
 
 TEXTS, TOKENS = 3, 9
-WRITTEN: tuple[tuple[Target, Purpose], ...] = (
-    ("cpu", "latency"),
-    ("cpu", "throughput"),
-    ("portable", "latency"),
-    ("cuda", "latency"),
-)
+TARGETS: tuple[Target, ...] = ("cpu", "portable", "cuda")
 
 
 def _values(plan: EncoderPlan, proto: onnx.ModelProto) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -60,14 +55,14 @@ def _answers(model: PreTrainedModel, plan: EncoderPlan) -> np.ndarray:
     return answers
 
 
-@pytest.mark.parametrize(("target", "purpose"), WRITTEN)
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("family", ["Bert", "Albert", "DistilBert", "Roberta"])
 def test_behind_its_keys_and_values_the_last_layer_is_one_token_wide(
-    family: str, target: Target, purpose: Purpose
+    family: str, target: Target
 ) -> None:
     model = small_model(family, layers=2)
     plan = describe(unroll(model))
-    proto = build(model, {}, target, purpose=purpose, single=target == "cuda")
+    proto = build(model, {}, target, single=target == "cuda")
     found, answers = _values(plan, proto)
     np.testing.assert_allclose(answers, _answers(model, plan), rtol=1e-4, atol=1e-4)
     whole, last = plan.layers
@@ -77,22 +72,20 @@ def test_behind_its_keys_and_values_the_last_layer_is_one_token_wide(
         assert found[name].shape[:2] == (TEXTS, 1)
 
 
-@pytest.mark.parametrize("purpose", ["latency", "throughput"])
-def test_integers_too(purpose: Purpose) -> None:
+def test_integers_too() -> None:
     model = quantize(small_model("Bert"), [batch_of(8, 12)], reachable_rows=ROWS).model
     plan = describe(model)
-    found, answers = _values(plan, build(model, {}, purpose=purpose))
+    found, answers = _values(plan, build(model, {}))
     np.testing.assert_allclose(answers, _answers(model, plan), atol=2e-3)
     assert found[plan.layers[0].output_norm].shape[1] == TOKENS
     assert found[plan.layers[1].output_norm].shape[1] == 1
 
 
 @pytest.mark.parametrize("head", ["ForTokenClassification", "Model"])
-@pytest.mark.parametrize("purpose", ["latency", "throughput"])
-def test_a_head_that_reads_all_tokens_gets_them(head: str, purpose: Purpose) -> None:
+def test_a_head_that_reads_all_tokens_gets_them(head: str) -> None:
     model = small_model("Bert", head)
     plan = describe(model)
-    found, answers = _values(plan, build(model, {}, purpose=purpose))
+    found, answers = _values(plan, build(model, {}))
     assert {values.shape[1] for values in found.values()} == {TOKENS}
     real = _batch()["attention_mask"].numpy().astype(bool)
     expected = _answers(model, plan)

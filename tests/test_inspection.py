@@ -158,7 +158,7 @@ def test_own_files_have_nothing_wrong(quantized: Quantized, tmp_path: Path) -> N
     assert found.bytes["head"] == named.head
     assert sum(found.bytes.values()) == named.total
     assert found.target == "cpu"
-    assert found.host_only["MatMulIntegerToFloat"] == 3 * LAYERS + 1
+    assert found.host_only["MatMulIntegerToFloat"] == 4 * LAYERS + 1
 
 
 def test_weights_that_are_stored_twice_are_counted(

@@ -40,7 +40,7 @@ def made(
     batches = [batch_of(8, 12, seed=1), batch_of(4, 30, seed=2)]
     result = quantize(small_bert(), batches, recipe=recipe, reachable_rows=ROWS)
     save_packed(result, tokenizer, folder, max_length=64)
-    exported = export(result.model, tokenizer, folder, recipe=recipe, optimize_for="throughput")
+    exported = export(result.model, tokenizer, folder, recipe=recipe)
     return IntegerBert(read(folder / "quantkit.safetensors"), LAYERS, HEADS), exported.path
 
 

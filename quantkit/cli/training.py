@@ -123,9 +123,6 @@ def export(
         Path | None, typer.Argument(help="A checkpoint folder, float or packed.")
     ] = None,
     target: Target = "",
-    optimize_for: Annotated[
-        str, typer.Option(help="latency (one text at a time) or throughput (many at once).")
-    ] = "",
     runs: Runs = RUNS,
     overwrite: Overwrite = False,
 ) -> None:
@@ -135,7 +132,6 @@ def export(
     exported = export_folder(
         folder or newest_quantized(runs),
         target=target or None,
-        optimize_for=optimize_for or None,
         overwrite=overwrite,
     )
     say(f"ONNX, verified on {exported.parity.rows} rows: {exported.path}")

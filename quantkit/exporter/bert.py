@@ -8,14 +8,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from quantkit.encoder import EmbeddingPlan, EncoderPlan, LayerPlan, describe, unroll
-from quantkit.exporter.attention import Attention
-from quantkit.exporter.cpu import CpuEmitter, CpuThroughputEmitter
+from quantkit.exporter.cpu import CpuEmitter
 from quantkit.exporter.cuda import CudaEmitter
-from quantkit.exporter.emitter import Emitter
+from quantkit.exporter.emitter import Attention, Emitter
 from quantkit.exporter.graph import GraphWriter
 from quantkit.exporter.names import attention_name
 from quantkit.exporter.portable import PortableEmitter
-from quantkit.onnx_file import Purpose, Target
+from quantkit.onnx_file import Target
 
 __all__ = ["build"]
 
@@ -32,12 +31,9 @@ def build(
     metadata: Mapping[str, str],
     target: Target = "cpu",
     *,
-    purpose: Purpose = "latency",
     single: bool = False,
 ) -> onnx.ModelProto:
     """The ONNX model of a plan, float or quantized, with dynamic batch and length.
-
-    `purpose` chooses between graphs of the `cpu` target that give the same answers.
 
     Its inputs are the plan's arguments, int64 [batch, length], and its output the plan's:
     `logits` [batch, labels], of words [batch, length, labels], or `last_hidden_state`
@@ -49,7 +45,7 @@ def build(
     if target == "cuda" and single:
         emitter: Emitter = CudaEmitter(graph, model, single=True)
     else:
-        emitter = _emitter(target, purpose)(graph, model)
+        emitter = _EMITTERS[target](graph, model)
     hidden = _embeddings(plan, graph, emitter)
     mask = emitter.mask("attention_mask")
     for number, layer in enumerate(plan.layers):
@@ -63,12 +59,6 @@ def build(
         _output_shape(model, plan),
         metadata,
     )
-
-
-def _emitter(target: Target, purpose: Purpose) -> Callable[[GraphWriter, nn.Module], Emitter]:
-    if target == "cpu" and purpose == "throughput":
-        return CpuThroughputEmitter
-    return _EMITTERS[target]
 
 
 def _output_shape(model: PreTrainedModel, plan: EncoderPlan) -> Sequence[str | int]:

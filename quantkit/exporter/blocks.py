@@ -161,10 +161,7 @@ def _check_layer(file: _File, number: int, hidden: Tensor, mask: Tensor) -> np.n
     """One layer, from its input to its output, both the file's own."""
     layer = file.plan.layers[number]
     read = slice(1 if file.plan.narrows(number) else None)
-    if product_name(layer.query_key_value) in file.form.taps:
-        merged = file.product(layer.query_key_value, hidden)
-    else:  # it stays inside the attention operator: see `stored`
-        merged = torch.from_numpy(file.exact_product(layer.query_key_value, hidden)[0])
+    merged = file.product(layer.query_key_value, hidden)
     # Wide scores make softmax ill-conditioned: at |score| 400, float32 is off by 1e-5 in torch.
     exact = _attention(merged.double(), mask, file.plan.heads)[:, read]
     own = float((_attention(merged, mask, file.plan.heads)[:, read] - exact).abs().max())

@@ -11,10 +11,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import onnx
-from torch import nn
 
 from quantkit.encoder import SharedInput
-from quantkit.exporter.attention import Attention, multi_head
+from quantkit.exporter.emitter import Attention
 from quantkit.exporter.graph import CONTRIB
 from quantkit.exporter.initializers import array
 from quantkit.exporter.names import codes_name, product_name, token_scale_name
@@ -22,7 +21,7 @@ from quantkit.exporter.plain import Linears, PlainEmitter
 from quantkit.modules import InputQuantizer, QuantLinear, TokenQuantizer
 from quantkit.numerics import centre, symmetric_grid
 
-__all__ = ["CpuEmitter", "CpuThroughputEmitter", "is_fused"]
+__all__ = ["CpuEmitter"]
 
 FLOAT = onnx.TensorProto.FLOAT
 LAST = np.array([-1])  # axis
@@ -43,10 +42,6 @@ class CpuEmitter(PlainEmitter):
     """Writes one model's modules as operators of the CPU provider."""
 
     target: ClassVar[str] = "cpu"
-
-    def mask(self, name: str) -> str:
-        """The input `name`, int64, as int32 [batch, length]: 1 where a token stands."""
-        return self._graph.add("Cast", name, to=onnx.TensorProto.INT32)
 
     def quantized_product(self, linears: Linears, x: str) -> str:
         """An integer product, or of float inputs one with weights that are folded to float."""
@@ -138,46 +133,6 @@ class CpuEmitter(PlainEmitter):
             zero_point,
         )
 
-    def self_attention(self, shared: SharedInput, x: str, attention: Attention) -> str:
-        """Softmax attention of `x` over itself [batch, length or 1, hidden].
-
-        In integers one operator makes the merged product and attends; it measured 3 to 8 % faster
-        on the whole of BERT-base than product, `Split` and `MultiHeadAttention` apart, with the
-        same bits. What it finds for tokens that nothing reads is dropped behind it.
-        """
-        graph, first_only = self._graph, attention.first_only
-        modules = [self._model.get_submodule(linear) for linear in shared.linears]
-        quantized = [module for module in modules if isinstance(module, QuantLinear)]
-        if is_fused(self._model, shared):
-            operands = self._operands(shared, quantized, x)
-            context = graph.add(
-                "QAttention",
-                operands.codes,
-                operands.weight,
-                operands.bias,
-                operands.scale,
-                operands.weight_scale,
-                attention.mask,
-                operands.zero_point,
-                graph.constant("weight_zero_point", np.zeros((), np.int8)),
-                domain=CONTRIB,
-                num_heads=attention.heads,
-                name=attention.name,
-            )
-            return self.first_token(context) if first_only else context
-        parts = self.query_key_value(shared, x, first_only=False)
-        context = multi_head(graph, parts, attention)
-        return self.first_token(context) if first_only else context
-
-
-class CpuThroughputEmitter(CpuEmitter):
-    """The same with the standard's own attention operator, for large batches.
-
-    One integer product takes all tokens, and attention is ONNX's `Attention` of opset 23, which
-    onnxruntime knows from 1.23 on; for batches it is the faster one (docs/cpu_graph.md). The
-    merged product of query, key and value is a graph value here, so test (a) reads it.
-    """
-
     def mask(self, name: str) -> str:
         """The input `name`, int64, as bool [batch, 1, length, length]: whether a token stands.
 
@@ -192,7 +147,11 @@ class CpuThroughputEmitter(CpuEmitter):
         return graph.add("Expand", rows, graph.add("Concat", one, one, length, one, axis=0))
 
     def self_attention(self, shared: SharedInput, x: str, attention: Attention) -> str:
-        """Softmax attention of `x` over itself [batch, length or 1, hidden]."""
+        """Softmax attention of `x` over itself [batch, length or 1, hidden].
+
+        ONNX's own operator of opset 23, which measured fastest for single texts and for batches
+        (docs/cpu_graph.md).
+        """
         graph, mask = self._graph, attention.mask
         if attention.first_only:
             mask = graph.add("Gather", mask, graph.constant("first", np.array([0])), axis=2)
@@ -204,17 +163,3 @@ class CpuThroughputEmitter(CpuEmitter):
             kv_num_heads=attention.heads,
             name=attention.name,
         )
-
-
-def is_fused(model: nn.Module, shared: SharedInput) -> bool:
-    """Whether query, key and value become one operator with the attention over them.
-
-    It takes static integer inputs and a bias.
-    """
-    modules = [model.get_submodule(name) for name in shared.linears]
-    return all(
-        isinstance(module, QuantLinear)
-        and isinstance(module.input_quantizer, InputQuantizer)
-        and module.bias is not None
-        for module in modules
-    )

@@ -14,7 +14,7 @@ from torch import nn
 
 from quantkit.encoder import SharedInput
 from quantkit.errors import CheckpointError
-from quantkit.exporter.attention import Attention, multi_head
+from quantkit.exporter.emitter import Attention
 from quantkit.exporter.graph import CONTRIB, GraphWriter
 from quantkit.exporter.initializers import (
     array,
@@ -151,9 +151,20 @@ class CudaEmitter(PlainEmitter):
         return graph.add("Cast", product, to=self._kind, name=product_name(linears.shared))
 
     def self_attention(self, shared: SharedInput, x: str, attention: Attention) -> str:
-        """Softmax attention of `x` over itself [batch, length or 1, hidden]."""
-        parts = self.query_key_value(shared, x, first_only=False)
-        context = multi_head(self._graph, parts, attention)
+        """Softmax attention of `x` over itself [batch, length or 1, hidden].
+
+        All tokens attend, also where one is read: with fewer queries than keys and a mask,
+        onnxruntime 1.17 and 1.20 give wrong numbers on CPUs, and no GPU was at hand.
+        """
+        context = self._graph.add(
+            "MultiHeadAttention",
+            *self.query_key_value(shared, x, first_only=False),
+            "",
+            attention.mask,
+            domain=CONTRIB,
+            num_heads=attention.heads,
+            name=attention.name,
+        )
         return self.first_token(context) if attention.first_only else context
 
     def norm(self, name: str, x: str, residual: str | None = None) -> str:

@@ -1,11 +1,19 @@
 """What a target is: the functions that write a model's parts as operators of its runtime."""
 
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from quantkit.encoder import SharedInput
-from quantkit.exporter.attention import Attention
 
-__all__ = ["Emitter"]
+__all__ = ["Attention", "Emitter"]
+
+
+class Attention(NamedTuple):
+    """How the tokens of a text attend to each other."""
+
+    mask: str  # the graph value that `Emitter.mask` made
+    heads: int
+    first_only: bool  # whether nothing reads what tokens behind the first find
+    name: str  # of what the tokens find
 
 
 class Emitter(Protocol):

@@ -26,7 +26,7 @@ from quantkit.exporter.versions import least_onnxruntime
 from quantkit.files import write_json
 from quantkit.modules import QuantEmbedding, QuantLinear
 from quantkit.numerics import symmetric_grid
-from quantkit.onnx_file import FOLDERS, Purpose, Target
+from quantkit.onnx_file import FOLDERS, Target
 from quantkit.recipe import Recipe, recipe_hash
 from quantkit.recurrent import RecurrentForSequenceClassification
 from quantkit.simulation import FakeQuantizer
@@ -51,7 +51,6 @@ def export(
     folder: str | Path,
     *,
     target: Target | None = None,
-    optimize_for: Purpose | None = None,
     recipe: Recipe | None = None,
     max_length: int | None = None,
     texts: Sequence[str] = (),
@@ -66,7 +65,6 @@ def export(
         tokenizer: the model's.
         folder: made if need be.
         target: where the file is to run; default: the recipe's, or `cpu`.
-        optimize_for: one text at a time, or many at once; default: the recipe's, or `latency`.
         recipe: its hash goes into the file's metadata.
         max_length: tokens per text; default: the model's own limit.
         texts: more texts for the gate; they are not stored.
@@ -78,19 +76,18 @@ def export(
     """
     folder = Path(folder)
     target = target or ("cpu" if recipe is None else recipe.export.target)
-    purpose = optimize_for or ("latency" if recipe is None else recipe.export.optimize_for)
     model.train(False)
     _refuse_simulation(model)
     _check_dtype(model)
     limit = length_limit(model, tokenizer, max_length)
     pad, rows = _padding_and_rows(model)
-    metadata = _metadata(model, target, limit, pad, recipe) | {"quantkit.optimize_for": purpose}
+    metadata = _metadata(model, target, limit, pad, recipe)
     sentences = sentence_batches(
         [*_builtin_sentences(), *texts], tokenizer, limit, pad_token_id=pad
     )
     reachable = min(rows, reachable_rows(tokenizer))
     batches = gate_batches(reachable, limit, pad_token_id=pad, sentences=sentences)
-    proto, parity = _built_and_checked(model, metadata, batches, target, purpose)
+    proto, parity = _built_and_checked(model, metadata, batches, target)
     path = export_path(model, folder, target)
     save_model(proto, path)
     if not (folder / "config.json").is_file():
@@ -136,7 +133,6 @@ def _built_and_checked(
     metadata: dict[str, str],
     batches: Sequence[Arrays],
     target: Target,
-    purpose: Purpose,
 ) -> tuple[onnx.ModelProto, ParityResult]:
     """The graph, once its answers are proven to be the model's."""
     if isinstance(model, RecurrentForSequenceClassification):
@@ -147,7 +143,7 @@ def _built_and_checked(
             )
         proto = _with_version(recurrent.build(model, metadata))
         return proto, recurrent.check(model, proto, batches)
-    proto = _with_version(build(model, metadata, target, purpose=purpose))
+    proto = _with_version(build(model, metadata, target))
     if target == "cuda":
         return proto, check_cuda(model, proto, batches)
     return proto, check_parity(model, proto, batches)

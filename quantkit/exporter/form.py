@@ -27,18 +27,12 @@ class FileForm:
 
 
 def file_form(plan: EncoderPlan, model: PreTrainedModel, proto: onnx.ModelProto) -> FileForm:
-    """What the tests can read of `proto`: a product inside an attention operator is no value."""
+    """What the tests read of `proto`, and how it multiplies."""
     floats = [plan.embedding.norm]
     for layer in plan.layers:
         floats += [layer.attention_norm, layer.output_norm, attention_name(layer)]
     shared_inputs = list(plan.inputs())
-    values = {name for node in proto.graph.node for name in node.output}
-    inside = [
-        layer.query_key_value
-        for layer in plan.layers
-        if product_name(layer.query_key_value) not in values
-    ]
-    floats += [product_name(shared) for shared in shared_inputs if shared not in inside]
+    floats += [product_name(shared) for shared in shared_inputs]
     integers = [codes_name(shared) for shared in shared_inputs if reads_codes(model, shared)]
     dynamic = (shared for shared in shared_inputs if reads_codes(model, shared, TokenQuantizer))
     floats += [token_scale_name(shared) for shared in dynamic]

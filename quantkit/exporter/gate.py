@@ -5,8 +5,7 @@ already differs in a few logits. Comparing logits alone would therefore either p
 files or fail sound ones, so there are three tests, each with graph optimisation off and on:
 
 (a) exact: every integer Linear, fed the file's own input codes, equals
-    `float32(accumulator) * (s_a * s_w) + bias` bit for bit; where the product stays inside an
-    attention operator, the integers, scales and bias stored for it equal the model's. A product
+    `float32(accumulator) * (s_a * s_w) + bias` bit for bit. A product
     of dequantized numbers (`portable`) may be computed in float: its stored numbers equal the
     model's, and the product is as near to the exact one as float32 sums are in any order;
 (b) per block, fed the file's own inputs: relative error at most 1e-5, codes apart by at

@@ -13,7 +13,7 @@ from torch import nn
 from quantkit.algorithms.hadamard import hadamard
 from quantkit.encoder import SharedInput, activation_of
 from quantkit.errors import CheckpointError
-from quantkit.exporter.attention import Attention
+from quantkit.exporter.emitter import Attention
 from quantkit.exporter.graph import GraphWriter
 from quantkit.exporter.initializers import Initializers, array
 from quantkit.exporter.names import product_name

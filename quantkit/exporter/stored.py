@@ -1,8 +1,7 @@
 """Test (a) for what cannot be read while the file runs: the numbers it stores.
 
 Every number has to be the model's own: weight codes, scales and bias, and the input's scale and
-zero point. A product inside an attention operator is no value of the graph, and a product of
-dequantized numbers is not exact, so a wrong number could hide in it.
+zero point. A product of dequantized numbers is not exact, so a wrong number could hide in it.
 """
 
 from collections.abc import Mapping
@@ -18,11 +17,10 @@ from quantkit.exporter.form import integer_modules
 from quantkit.exporter.initializers import (
     merged_bias,
     merged_block_scale,
-    merged_codes,
     merged_narrow_codes,
     merged_scale,
 )
-from quantkit.exporter.names import attention_name, product_name
+from quantkit.exporter.names import product_name
 from quantkit.exporter.portable import portable_zero_point
 from quantkit.modules import InputQuantizer, QuantLinear
 
@@ -36,35 +34,16 @@ def check_stored(
 ) -> None:
     """Compare stored numbers with the model's and count them in `errors` as products."""
     operators = {output: node for node in proto.graph.node for output in node.output}
-    attentions = {layer.query_key_value: attention_name(layer) for layer in plan.layers}
     for shared in plan.inputs():
         modules = integer_modules(model, shared)
         if not modules:
             continue
-        product = product_name(shared)
-        if product not in operators:
-            expected = _inside_attention(modules, operators[attentions[shared]])
-        else:
-            expected = _pairs(modules, operators[product], operators)
+        expected = _pairs(modules, operators[product_name(shared)], operators)
         for name, values in expected.items():
             # 4-bit values come as a type of their own.
             found = constant_value(proto, name)
             found = found.astype(values.dtype)
             errors.products_of(found, values, np.zeros(1))
-
-
-def _inside_attention(modules: list[QuantLinear], node: onnx.NodeProto) -> dict[str, np.ndarray]:
-    """What `QAttention` reads, by the names of its inputs: layers may share initializers."""
-    quantizer, bias = modules[0].input_quantizer, merged_bias(modules)
-    if not isinstance(quantizer, InputQuantizer) or bias is None:
-        raise TypeError(f"{node.name} cannot read floats or be without a bias")
-    return {
-        node.input[1]: merged_codes(modules),
-        node.input[2]: bias,
-        node.input[3]: quantizer.scale.numpy(),
-        node.input[4]: merged_scale(modules),
-        node.input[6]: quantizer.zero_point.numpy(),
-    }
 
 
 def _pairs(
