@@ -15,7 +15,6 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 from quantkit.errors import RecipeError
 from quantkit.exporter.batches import gate_batches
 from quantkit.exporter.bert import build
-from quantkit.exporter.constants import constant_value
 from quantkit.exporter.gate import check_parity
 from quantkit.exporter.graph import GraphWriter
 from quantkit.exporter.inspect import bytes_by_component, optimized_operators
@@ -23,6 +22,7 @@ from quantkit.modules import QuantEmbedding, QuantLinear, TokenQuantizer
 from quantkit.packed import load_packed, save_packed
 from quantkit.ptq import LayerStore, Quantized, quantize
 from quantkit.recipe import Recipe, with_bits, with_changes
+from tests.constant_values import constant_value
 from tests.conftest import ROWS, batch_of
 from tests.models import small_model
 

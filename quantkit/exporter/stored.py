@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 from transformers import PreTrainedModel
 
 from quantkit.encoder import EncoderPlan
 from quantkit.exporter.blocks import BlockErrors
-from quantkit.exporter.constants import constant_value
 from quantkit.exporter.form import integer_modules
 from quantkit.exporter.initializers import (
     merged_bias,
@@ -34,6 +34,7 @@ def check_stored(
 ) -> None:
     """Compare stored numbers with the model's and count them in `errors` as products."""
     operators = {output: node for node in proto.graph.node for output in node.output}
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
     for shared in plan.inputs():
         modules = integer_modules(model, shared)
         if not modules:
@@ -41,8 +42,7 @@ def check_stored(
         expected = _pairs(modules, operators[product_name(shared)], operators)
         for name, values in expected.items():
             # 4-bit values come as a type of their own.
-            found = constant_value(proto, name)
-            found = found.astype(values.dtype)
+            found = numpy_helper.to_array(stored[name]).astype(values.dtype)
             errors.products_of(found, values, np.zeros(1))
 
 

@@ -12,7 +12,6 @@ __all__ = ["least_onnxruntime"]
 OPSET_20 = "1.17"
 BLOCKS = "1.19"  # dequantized blocks of 4-bit integers
 LOOKUPS = "1.20"  # of 4-bit rows
-NIBBLE_CASTS = "1.23"  # casts of 4-bit integers
 ATTENTION = "1.23"  # the standard's, of opset 23
 OPSET_23 = "1.24"  # QuantizeLinear as it is there
 
@@ -27,6 +26,4 @@ def least_onnxruntime(model: onnx.ModelProto) -> str:
     if not nibbles:
         return OPSET_20
     readers = {node.op_type for node in model.graph.node if nibbles.intersection(node.input)}
-    if "Cast" in readers:
-        return NIBBLE_CASTS
     return LOOKUPS if "GatherBlockQuantized" in readers else BLOCKS

@@ -34,7 +34,7 @@ def constant_value(model: onnx.ModelProto, name: str) -> np.ndarray:
     """An initializer, or what operators make of initializers alone, by ONNX's own definition.
 
     The operators run in the reference evaluator of the `onnx` package, not in ONNX Runtime:
-    what a runtime folds is to be held against this. (`QLinearConv` is quantkit's own, for speed.)
+    what a runtime folds is to be held against this. (`QLinearConv` is our own, for speed.)
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     if name in stored:
