@@ -22,8 +22,8 @@ from quantkit.modules import QuantEmbedding, QuantLinear, TokenQuantizer
 from quantkit.packed import load_packed, save_packed
 from quantkit.ptq import LayerStore, Quantized, quantize
 from quantkit.recipe import Recipe, with_bits, with_changes
-from tests.constant_values import constant_value
 from tests.conftest import ROWS, batch_of
+from tests.constant_values import constant_value
 from tests.models import small_model
 
 Batches = list[dict[str, torch.Tensor]]
