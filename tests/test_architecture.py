@@ -47,6 +47,7 @@ LAYERS = [
     "qat_method",
     "rows providers onnx_file",
     "graph_cache",
+    "openvino_backend",
     "session",
     "engine choice bound",
     "runtime",

@@ -117,8 +117,12 @@ def test_what_was_compiled_can_be_kept(folder: Path, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match=r"cannot run .*--target portable"):
+    with pytest.raises(CheckpointError, match=r"exported for cpu.*--target portable"):
         quantkit.load(folder / "onnx" / "model_quantized.onnx", engine="openvino")
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"none")
+    with pytest.raises(CheckpointError, match=r"cannot run .*--target portable"):
+        quantkit.load(broken, engine="openvino")
     only = shutil.copytree(folder, tmp_path / "only")
     shutil.rmtree(only / "onnx" / "portable")
     with pytest.raises(CheckpointError, match=r"one for cpu only.*--target portable"):
