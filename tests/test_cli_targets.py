@@ -48,7 +48,9 @@ def test_a_float_folder_gets_a_file_for_cuda(copied: Line) -> None:
 def test_a_packed_model_with_zero_points_serves_both_but_not_cuda(copied: Line) -> None:
     folder = copied.runs / "smsa" / "w8a8"
     succeed("export", folder, "--target", "portable")
-    assert (folder / "onnx" / "portable" / "model_quantized.onnx").is_file()
+    path = folder / "onnx" / "portable" / "model_quantized.onnx"
+    (problem,) = json.loads(succeed("inspect", path, "--json"))["problems"]
+    assert "TensorRT does not. For it, quantize with --target portable." in problem
     outcome = invoke("export", folder, "--target", "cuda")
     assert outcome.code == 2
     assert "Quantize again with --target cuda" in outcome.err

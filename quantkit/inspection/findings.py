@@ -3,7 +3,9 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from quantkit.inspection.products import Product
 from quantkit.inspection.weights import Stored
@@ -45,6 +47,8 @@ def findings(
     found += _float_tables(stored, whole)
     found += _twice(stored)
     found += _inputs(model)
+    if said.get("quantkit.target") == "portable":
+        found += _zero_points(model)
     if host and said.get("quantkit.target") == "cuda":
         listed = ", ".join(f"{count} {name}" for name, count in host.items())
         found.append(f"On CUDA these operators would run on the host, with copies: {listed}.")
@@ -91,6 +95,21 @@ def _twice(stored: Sequence[Stored]) -> list[str]:
     return [
         f"{sum(map(len, again))} tensors are stored more than once, {wasted:,} bytes in vain "
         f"(e.g. {example})."
+    ]
+
+
+def _zero_points(model: onnx.ModelProto) -> list[str]:
+    """Inputs of a portable file that not every runtime takes."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    found = [numpy_helper.to_array(stored[name]) for node in pairs if (name := node.input[2])]
+    # ONNX Runtime itself makes uint8 around 128 of int8 around 0.
+    shifted = sum(int(point) != (128 if point.dtype == np.uint8 else 0) for point in found)
+    if not shifted:
+        return []
+    return [
+        f"{shifted} inputs have a zero point: ONNX Runtime and OpenVINO take them, TensorRT does "
+        f"not. For it, quantize with --target portable."
     ]
 
 
