@@ -25,10 +25,11 @@ def test_freed_memory_stays_within_and_goes_back_at_the_end() -> None:
     return_freed_memory()
     assert _grown_by_a_freed_block() < MANY / 2
     with keeping_freed_memory():
-        # A block serves an equal one only with what is free beside it: aligning takes some more.
-        grown = [_grown_by_a_freed_block() for _ in range(6)]
+        # A block serves an equal one only with what is free beside it, as aligning takes some more;
+        # how many it takes until one does is the heap's affair, which other tests have used.
+        grown = [_grown_by_a_freed_block() for _ in range(16)]
         assert grown[0] > MANY / 2
-        assert sum(grown) < 3.5 * MANY
+        assert sum(grown[8:]) < MANY / 2
         held = resident_bytes()
     assert held - resident_bytes() > MANY / 2
 
