@@ -24,11 +24,7 @@ BARS: Sequence[tuple[str, str, float, tuple[str, ...]]] = (
     ("4bit", "MatMulNBits", 0.5, ("1x128",)),
 )
 FILE_BAR, MEMORY_BAR = 0.30, 0.45
-OURS = (
-    "int8",
-    "int8-in-openvino",
-    "4bit",
-)  # what is divided by each of the others
+OURS = ("int8", "int8-in-openvino", "4bit")  # what is divided by each of the others
 
 
 def family_result(measured: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:

@@ -223,16 +223,18 @@ def _fill_cache(candidates: Sequence[_Candidate], engine: _Engine) -> list[str]:
 
 
 def _left_out(candidate: _Candidate, engine: _Engine) -> str:
-    found, device = ", ".join(exported_targets(candidate.folder)), engine.device
+    found = ", ".join(exported_targets(candidate.folder))
     if engine.name == "openvino":
-        return (
-            f"{candidate.name} is not in this report: its files are for {found}, and OpenVINO runs "
-            f"portable ones. Make one: quantkit export {candidate.folder} --target portable"
+        instead = (
+            f"OpenVINO runs portable ones. Make one: quantkit export {candidate.folder} "
+            f"--target portable"
         )
-    return (
-        f"{candidate.name} is not in this report: its files are for {found}, and all here runs on "
-        f"{device}. Measure it there: quantkit bench {candidate.run.folder.name} --device {found}"
-    )
+    else:
+        instead = (
+            f"all here runs on {engine.device}. Measure it there: "
+            f"quantkit bench {candidate.run.folder.name} --device {found}"
+        )
+    return f"{candidate.name} is not in this report: its files are for {found}, and {instead}"
 
 
 def _cached_bytes(path: Path, engine: _Engine) -> int | None:

@@ -13,6 +13,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerBase
 
 from quantkit.data.tokenizer import train_wordpiece
+from quantkit.exporter import export
 from quantkit.ptq import Quantized, quantize
 from tests.cli import Line, finished
 
@@ -87,6 +88,18 @@ def tokenizer() -> PreTrainedTokenizerBase:
     trained = train_wordpiece(texts, vocab_size=ROWS)
     trained.model_max_length = 64
     return trained
+
+
+@pytest.fixture(scope="session")
+def folder(
+    quantized: Quantized,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The quantized model's exported folder, which tests only read."""
+    target = tmp_path_factory.mktemp("exported")
+    export(quantized.model, tokenizer, target)
+    return target
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -12,6 +11,7 @@ from quantkit.encoder import EncoderPlan, describe, unroll
 from quantkit.exporter.bert import build
 from quantkit.exporter.blocks import BlockErrors
 from quantkit.exporter.names import product_name
+from quantkit.exporter.saving import open_model
 from quantkit.onnx_file import Target
 from quantkit.ptq import quantize
 from quantkit.runtime import session_options
@@ -29,16 +29,10 @@ def _values(plan: EncoderPlan, proto: onnx.ModelProto) -> tuple[dict[str, np.nda
     proto.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in products + norms
     )
-    session = onnxruntime.InferenceSession(
-        proto.SerializeToString(), session_options(1), providers=["CPUExecutionProvider"]
-    )
-    found = dict(
-        zip(
-            names := [each.name for each in session.get_outputs()],
-            session.run(names, {name: _batch()[name].numpy() for name in plan.arguments}),
-            strict=True,
-        )
-    )
+    session = open_model(proto, session_options(1))
+    names = [each.name for each in session.get_outputs()]
+    feeds = {name: _batch()[name].numpy() for name in plan.arguments}
+    found = dict(zip(names, session.run(names, feeds), strict=True))
     return found, found.pop(plan.output)
 
 

@@ -12,22 +12,11 @@ import quantkit
 from quantkit import graph_cache
 from quantkit.exporter import export
 from quantkit.graph_cache import cached_graph
-from quantkit.ptq import Quantized, quantize
+from quantkit.ptq import quantize
 from tests.conftest import batch_of
 from tests.interop import four_bits
 
 TEXTS = ["makanan enak sekali", "pelayanan buruk", "biasa saja"]
-
-
-@pytest.fixture(scope="module")
-def folder(
-    quantized: Quantized,
-    tokenizer: PreTrainedTokenizerBase,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    target = tmp_path_factory.mktemp("exported")
-    export(quantized.model, tokenizer, target)
-    return target
 
 
 def test_the_second_session_reads_the_cache_and_answers_the_same(

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 
 from quantkit.exporter import export
-from quantkit.exporter.initializers import merged_codes
 from quantkit.modules import QuantLinear
 from quantkit.ptq import Quantized, quantize
 from quantkit.qat import Lsq, pack, prepare, set_progress
@@ -61,7 +60,9 @@ def test_a_narrow_model_holds_codes_that_cannot_overflow(
     worst = np.full((1, 96), 255, dtype=np.uint8)
     found = {}
     for narrow in (False, True):
-        matrices = [merged_codes([linear]) for linear in linears(made(model, bits, narrow))]
+        matrices = [
+            linear.integers.wide().numpy().T for linear in linears(made(model, bits, narrow))
+        ]
         found[narrow] = sum(overflows(worst[:, : len(each)], each) for each in matrices)
         largest = max(int(np.abs(each.astype(np.int32)).max()) for each in matrices)
         assert (largest <= 63) == narrow
@@ -110,7 +111,7 @@ def test_training_keeps_to_the_narrow_grid(bits: int, model: BertForSequenceClas
                 module.weight.mul_(1.5)
     set_progress(trained, 1, 10)  # the step at which multipliers are chosen anew
     packed = pack(trained, start)
-    matrices = [merged_codes([linear]) for linear in linears(packed)]
+    matrices = [linear.integers.wide().numpy().T for linear in linears(packed)]
     assert max(int(np.abs(each.astype(np.int32)).max()) for each in matrices) == 63
     batch = batch_of(4, 20, seed=5)
     with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def test_mistakes_are_told(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
         quantkit.load(only, engine="openvino")
     with pytest.raises(RecipeError, match="OpenVINO runs on the CPU"):
         quantkit.load(folder, engine="openvino", device="cuda")
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(DependencyError, match=r"pip install 'quantkit\[openvino\]'"):
         quantkit.load(folder, engine="openvino")
 

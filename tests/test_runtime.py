@@ -17,7 +17,6 @@ import quantkit
 from quantkit import session as sessions
 from quantkit.answers import Aspects, Labels, Prediction, Value, Vector, Words
 from quantkit.errors import DataError
-from quantkit.exporter import export
 from quantkit.ptq import Quantized
 from quantkit.runtime import Session, load
 from quantkit.tokenization import Inputs, Window, tokenize
@@ -28,17 +27,6 @@ WHOLE = [kind for kind in HEADS if kind not in ("words", "features")]  # kinds a
 LONG = ["makanan", "enak", "sekali", "tidak", "pelayanan", "buruk", "enaksekali", "biasa"] * 6
 
 Open = Callable[..., Session]
-
-
-@pytest.fixture(scope="module")
-def folder(
-    quantized: Quantized,
-    tokenizer: PreTrainedTokenizerBase,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    target = tmp_path_factory.mktemp("exported")
-    export(quantized.model, tokenizer, target)
-    return target
 
 
 @pytest.fixture

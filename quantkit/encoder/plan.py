@@ -82,6 +82,11 @@ class HeadPlan:
     classifier: SharedInput | None = None
 
     @property
+    def first_only(self) -> bool:
+        """Whether it reads the first token of each text, and no other."""
+        return self.kind == "sequence"
+
+    @property
     def inputs(self) -> tuple[SharedInput, ...]:
         """Every tensor that a Linear reads, in the order of computation."""
         return tuple(shared for shared in (self.dense, self.classifier) if shared is not None)
@@ -114,7 +119,7 @@ class EncoderPlan:
 
         Behind that layer's keys and values the other tokens need not be computed.
         """
-        return self.head.kind == "sequence" and number + 1 == len(self.layers)
+        return self.head.first_only and number + 1 == len(self.layers)
 
     def inputs(self) -> Iterator[SharedInput]:
         """Every tensor that a Linear reads, in the order of computation."""

@@ -83,7 +83,7 @@ class Encoder:
             hidden, codes = self._rest(layer, context, hidden, reads)
         last = self.layers[-1]
         context = self._attend(last, hidden, codes, batch)
-        if self.head.kind == "sequence":  # nothing reads the other tokens any more
+        if self.head.first_only:  # nothing reads the other tokens any more
             # A text without tokens begins behind the last token.
             first = batch.starts[:-1].clamp(max=batch.shape.tokens - 1)
             context = context.of(first) if isinstance(context, Codes) else context[first]

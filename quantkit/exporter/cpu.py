@@ -139,9 +139,7 @@ class CpuEmitter(PlainEmitter):
         A mask for every query: ONNX Runtime 1.31 refuses one row for all of them, and 1.23 reads
         past its end.
         """
-        graph = self._graph
-        words = graph.add("Cast", name, to=onnx.TensorProto.BOOL)
-        rows = graph.add("Unsqueeze", words, graph.constant("score_axes", np.array([1, 2])))
+        graph, rows = self._graph, self.words(name)
         one = graph.constant("one_row", np.array([1]))
         length = graph.add("Shape", name, start=1, end=2)
         return graph.add("Expand", rows, graph.add("Concat", one, one, length, one, axis=0))
@@ -152,10 +150,10 @@ class CpuEmitter(PlainEmitter):
         ONNX's own operator of opset 23, which measured fastest for single texts and for batches
         (docs/cpu_graph.md).
         """
-        graph, mask = self._graph, attention.mask
+        mask = attention.mask
         if attention.first_only:
-            mask = graph.add("Gather", mask, graph.constant("first", np.array([0])), axis=2)
-        return graph.add(
+            mask = self.first_token(mask, axis=2)
+        return self._graph.add(
             "Attention",
             *self.query_key_value(shared, x, first_only=attention.first_only),
             mask,

@@ -5,9 +5,9 @@ already differs in a few logits. Comparing logits alone would therefore either p
 files or fail sound ones, so there are three tests, each with graph optimisation off and on:
 
 (a) exact: every integer Linear, fed the file's own input codes, equals
-    `float32(accumulator) * (s_a * s_w) + bias` bit for bit. A product
-    of dequantized numbers (`portable`) may be computed in float: its stored numbers equal the
-    model's, and the product is as near to the exact one as float32 sums are in any order;
+    `float32(accumulator) * (s_a * s_w) + bias` bit for bit. A product of dequantized numbers
+    (`portable`) may be computed in float: its stored numbers equal the model's, and the product
+    is as near to the exact one as float32 sums are in any order;
 (b) per block, fed the file's own inputs: relative error at most 1e-5, codes apart by at
     most 1 in at most 0.1 % of places;
 (c) end to end, over texts: label disagreements and the 99th percentile of |delta logit| at

@@ -22,7 +22,6 @@ __all__ = [
     "as_floats",
     "merged_bias",
     "merged_block_scale",
-    "merged_codes",
     "merged_narrow_codes",
     "merged_scale",
 ]
@@ -164,11 +163,6 @@ def array(tensor: Tensor | nn.Parameter) -> np.ndarray:
     """The tensor's values."""
     values: np.ndarray = tensor.detach().cpu().numpy()
     return values
-
-
-def merged_codes(modules: Sequence[QuantLinear]) -> np.ndarray:
-    """Int8 weights [in, out] of Linears side by side, as an integer kernel takes them."""
-    return np.concatenate([array(module.integers.wide()) for module in modules]).T
 
 
 def merged_narrow_codes(modules: Sequence[QuantLinear]) -> np.ndarray:

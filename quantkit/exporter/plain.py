@@ -49,12 +49,16 @@ class PlainEmitter:
 
     def mask(self, name: str) -> str:
         """What is added to attention scores: 0 where a token stands, else very little."""
-        graph = self._graph
-        words = graph.add("Cast", name, to=onnx.TensorProto.BOOL)
-        axes = graph.constant("score_axes", np.array([1, 2]))
+        graph, rows = self._graph, self.words(name)
         nothing = graph.constant("nothing", np.float32(0))
         least = graph.constant("least", np.finfo(np.float32).min)
-        return graph.add("Where", graph.add("Unsqueeze", words, axes), nothing, least)
+        return graph.add("Where", rows, nothing, least)
+
+    def words(self, name: str) -> str:
+        """The input `name`, int64, as bool [batch, 1, 1, length]: whether a token stands."""
+        words = self._graph.add("Cast", name, to=onnx.TensorProto.BOOL)
+        axes = self._graph.constant("score_axes", np.array([1, 2]))
+        return self._graph.add("Unsqueeze", words, axes)
 
     def embed(self, name: str, ids: str) -> str:
         """Rows `ids` [...] of the embedding table `name` as float32 [..., dim]."""
@@ -143,13 +147,13 @@ class PlainEmitter:
         parts = self._graph.add_many("Split", merged, names=["", "", ""], axis=-1, num_outputs=3)
         return [self.first_token(parts[0]), *parts[1:]] if first_only else parts
 
-    def first_token(self, x: str) -> str:
-        """The first token of each text of `x`: [batch, 1, width].
+    def first_token(self, x: str, axis: int = 1) -> str:
+        """The first token of each text of `x`: [batch, 1, width]; `axis` is that of the tokens.
 
         Three axes: ONNX Runtime makes a float Gemm of a quantized product with a bias over two.
         """
         first = self._graph.constant("first", np.array([0]))
-        return self._graph.add("Gather", x, first, axis=1)
+        return self._graph.add("Gather", x, first, axis=axis)
 
     def norm(self, name: str, x: str, residual: str | None = None) -> str:
         """LayerNorm of `x`, or of `x + residual`."""

@@ -102,7 +102,7 @@ def _zero_points(model: onnx.ModelProto) -> list[str]:
     """Inputs of a portable file that not every runtime takes."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     pairs = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    found = [numpy_helper.to_array(stored[name]) for node in pairs if (name := node.input[2])]
+    found = [numpy_helper.to_array(stored[node.input[2]]) for node in pairs]
     # ONNX Runtime itself makes uint8 around 128 of int8 around 0.
     shifted = sum(int(point) != (128 if point.dtype == np.uint8 else 0) for point in found)
     if not shifted:
