@@ -38,7 +38,7 @@ def tokens_first(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Squeeze" and node.output[0] != "logits" and len(node.input) > 1:
             node.input[1] = constant(model, "first_axis", [0])
         nodes.append(node)
-        if node.op_type == "Range":  # places, one for each token and all texts
+        if node.op_type == "Slice":  # places, one for each token and all texts
             (places,) = node.output
             node.output[0] = f"{places}/flat"
             nodes.put("Unsqueeze", [node.output[0], constant(model, "text_axis", [1])], places)

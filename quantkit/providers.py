@@ -1,8 +1,12 @@
 """ONNX Runtime as serving wants it: one import, one set of options, the machine's features."""
 
 import os
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from importlib import metadata
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +19,21 @@ __all__ = [
     "EXACT_PRODUCTS",
     "available_threads",
     "cpu_flags",
+    "host_operators",
     "import_onnxruntime",
+    "load_cuda_libraries",
     "provider",
     "session_options",
 ]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+# What sizes are computed with: ONNX Runtime leaves that to the host where it needs no copy.
+_OF_SIZE_NAMES = """
+Add Cast Concat ConstantOfShape Div Equal Gather Max Min Mod Mul Range Reshape Shape Size Slice
+Squeeze Sub Unsqueeze Where
+"""
+_OF_SIZES = frozenset(_OF_SIZE_NAMES.split())
 
 # Processor features whose 8-bit products accumulate in 32 bits: VNNI, AMX, and Arm's NEON.
 EXACT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimd"})
@@ -41,7 +54,38 @@ def provider(device: str) -> str:
     return name
 
 
-def session_options(threads: int | None = None) -> "onnxruntime.SessionOptions":
+def load_cuda_libraries() -> str:
+    """Load CUDA's and cuDNN's libraries out of NVIDIA's Python packages, where they lie there.
+
+    ONNX Runtime does not look for them by itself.
+
+    Returns:
+        What it says of those that it has not found; "" of nothing.
+    """
+    said = StringIO()
+    with redirect_stdout(said):
+        import_onnxruntime().preload_dlls()
+    return said.getvalue().strip()
+
+
+def host_operators(inference: "onnxruntime.InferenceSession") -> Mapping[str, int]:
+    """Operators of an open file, by type, that run on the host though the session is on a GPU.
+
+    Without those that compute sizes. Every tensor that they read or write is copied.
+
+    Args:
+        inference: opened with the `session_options` of a device that is not `cpu`.
+    """
+    found: Counter[str] = Counter()
+    for part in inference.get_provider_graph_assignment_info():
+        if part.ep_name == _PROVIDERS["cpu"]:
+            found.update(node.op_type for node in part.get_nodes())
+    return {name: count for name, count in found.items() if name not in _OF_SIZES}
+
+
+def session_options(
+    threads: int | None = None, device: str = "cpu"
+) -> "onnxruntime.SessionOptions":
     """Options that every session of an exported file should have."""
     options = import_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads or available_threads()
@@ -49,6 +93,8 @@ def session_options(threads: int | None = None) -> "onnxruntime.SessionOptions":
     # Float inputs stay float: else ONNX Runtime rounds them to 8 bits for weights that lie as
     # QuantizeLinear pairs (off by 1 % of a product's range, 1.31.1).
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if device != "cpu":  # for `host_operators`
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # Without VNNI, u8 x s8 products saturate in 16 bits and this switch makes them exact. With
     # it they are exact anyway, and the switch made int8 BERT-base 1.7 times slower (1.31.1).
     if not cpu_flags() & EXACT_PRODUCTS:

@@ -32,7 +32,9 @@ from quantkit.openvino_backend import OpenvinoBackend, open_portable
 from quantkit.providers import (
     available_threads,
     cpu_flags,
+    host_operators,
     import_onnxruntime,
+    load_cuda_libraries,
     provider,
     session_options,
 )
@@ -163,6 +165,7 @@ def _load_onnx(
 ) -> Session:
     """A session of ONNX Runtime."""
     name = provider(device)
+    missing = load_cuda_libraries() if device == "cuda" else ""
     settings = {"enable_cuda_graph": "1"} if graphs else {}
     path = find_onnx(folder, device)
 
@@ -173,18 +176,14 @@ def _load_onnx(
 
     try:
         if cache is None or device != "cpu":
-            inference = opened(path, session_options(threads))
+            inference = opened(path, session_options(threads, device))
         else:
             inference = open_cached(path, Path(cache), lambda: session_options(threads), opened)
     except Warning:  # where warnings are errors
         raise
     except Exception as problem:  # onnxruntime raises classes of its own, without a base
         raise CheckpointError(f"{path} cannot be opened: {problem}. Export it again.") from None
-    if (found := inference.get_providers()[0]) != name:  # it falls back without an error
-        raise DependencyError(
-            f"onnxruntime opened {path} on {found}, not on {name}, whose libraries it did not "
-            f"find. Install those that this onnxruntime was built for, or load with device='cpu'."
-        )
+    _check_place(inference, path, device, missing)
     return_freed_memory()  # what unfolding 4-bit weights took is twice what they take then
     tokenizer = read_tokenizer(path)
     file = _checked(ModelFile.read(Interface.of(inference), tokenizer, path), path, device)
@@ -195,6 +194,29 @@ def _load_onnx(
             inference, output, device=device, longest=file.max_length, padding=file.padding
         )
     return _session(backend, tokenizer, file, path)
+
+
+def _check_place(
+    inference: "onnxruntime.InferenceSession", path: Path, device: str, missing: str
+) -> None:
+    """Refuse a session that runs elsewhere than it should; ONNX Runtime falls back silently."""
+    wanted, found = provider(device), inference.get_providers()[0]
+    if found != wanted:
+        raise DependencyError(
+            f"onnxruntime opened {path} on {found}, not on {wanted}, whose libraries it did not "
+            f"find{f' ({missing})' if missing else ''}. Install those that this onnxruntime was "
+            f"built for, pip install 'quantkit[gpu]', or load with device='cpu'."
+        )
+    if device == "cpu":
+        return
+    if host := host_operators(inference):
+        listed = ", ".join(f"{count} {name}" for name, count in host.items())
+        raise CheckpointError(
+            f"{path} would run on the host, with copies, at {listed}: this onnxruntime, "
+            f"{import_onnxruntime().__version__}, has no {device} kernels for them. Take a newer "
+            f"onnxruntime-gpu (1.27 has all that quantkit writes), or export it again: "
+            f"quantkit export {folder_of(path)} --target {TARGETS[device][0]}"
+        )
 
 
 def _load_openvino(folder: Path, threads: int | None, cache: str | Path | None) -> Session:

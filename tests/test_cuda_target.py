@@ -79,7 +79,7 @@ def test_operators_are_fused_and_products_are_what_they_should_be(
     operators = optimized_operators(build(made["w4a16"].model, {}, "cuda", single=True))
     assert operators["MatMulNBits"] == 4 * LAYERS + 1
     assert operators["GatherBlockQuantized"] == 1
-    assert operators["MultiHeadAttention"] == operators["BiasGelu"] == LAYERS
+    assert operators["Attention"] == operators["BiasGelu"] == LAYERS
     assert operators["SkipLayerNormalization"] == 2 * LAYERS + 1
     operators = optimized_operators(build(made["w8a8"].model, {}, "cuda", single=True))
     assert operators["MatMulInteger"] == operators["QuantizeLinear"] == 4 * LAYERS + 1

@@ -46,7 +46,7 @@ def build(
         emitter: Emitter = CudaEmitter(graph, model, single=True)
     else:
         emitter = _EMITTERS[target](graph, model)
-    hidden = _embeddings(plan, graph, emitter)
+    hidden = _embeddings(plan, graph, emitter, int(model.config.max_position_embeddings))
     mask = emitter.mask("attention_mask")
     for number, layer in enumerate(plan.layers):
         name = attention_name(layer)
@@ -68,7 +68,7 @@ def _output_shape(model: PreTrainedModel, plan: EncoderPlan) -> Sequence[str | i
     return ("batch", labels) if plan.head.kind == "sequence" else ("batch", "length", labels)
 
 
-def _embeddings(plan: EncoderPlan, graph: GraphWriter, emitter: Emitter) -> str:
+def _embeddings(plan: EncoderPlan, graph: GraphWriter, emitter: Emitter, longest: int) -> str:
     embedding = plan.embedding
     total = emitter.embed(embedding.words, "input_ids")
     if embedding.types is not None:
@@ -76,18 +76,23 @@ def _embeddings(plan: EncoderPlan, graph: GraphWriter, emitter: Emitter) -> str:
         only = graph.constant("zero", np.array(0))
         ids = "token_type_ids" if "token_type_ids" in plan.arguments else only
         total = graph.add("Add", total, emitter.embed(embedding.types, ids))
-    places = emitter.embed(embedding.positions, _positions(embedding, graph))
+    places = emitter.embed(embedding.positions, _positions(embedding, graph, longest))
     # The same order of additions as transformers', so that the sums round alike.
     normed = emitter.norm(embedding.norm, total, places)
     return normed if embedding.projection is None else emitter.linear(embedding.projection, normed)
 
 
-def _positions(embedding: EmbeddingPlan, graph: GraphWriter) -> str:
-    """Row numbers of the position table: [length], or [batch, length] where padding counts."""
-    zero, one = graph.constant("zero", np.array(0)), graph.constant("one", np.array(1))
+def _positions(embedding: EmbeddingPlan, graph: GraphWriter, longest: int) -> str:
+    """Row numbers of the position table: [length], or [batch, length] where padding counts.
+
+    The first of all numbers, and no `Range`: of that ONNX Runtime makes a `Slice` of the table
+    whose ends go from the host to the GPU and back, and then captures no CUDA graph.
+    """
     if embedding.padding is None:
         length = graph.add("Shape", "input_ids", start=1, end=2)
-        return graph.add("Range", zero, graph.add("Squeeze", length), one)
+        first = graph.constant("first", np.array([0]))
+        return graph.add("Slice", graph.constant("places", np.arange(longest)), first, length)
+    one = graph.constant("one", np.array(1))
     padding = graph.constant("padding", np.array(embedding.padding))
     word = graph.add("Not", graph.add("Equal", "input_ids", padding))
     counts = graph.add("Cast", word, to=onnx.TensorProto.INT64)

@@ -50,8 +50,12 @@ class CudaEmitter(PlainEmitter):
         self._initializers.floats = self._type
 
     def mask(self, name: str) -> str:
-        """The input `name`, int64, as int32 [batch, length]: 1 where a token stands."""
-        return self._graph.add("Cast", name, to=onnx.TensorProto.INT32)
+        """How many tokens of each text the input `name` shows, int64 [batch].
+
+        They are taken to be its first ones: padding is on the right.
+        """
+        tokens = self._graph.constant("tokens_axis", np.array([1]))
+        return self._graph.add("ReduceSum", name, tokens, keepdims=0)
 
     def embed(self, name: str, ids: str) -> str:
         """Rows `ids` [...] of the embedding table `name` [..., dim]."""
@@ -153,19 +157,20 @@ class CudaEmitter(PlainEmitter):
     def self_attention(self, shared: SharedInput, x: str, attention: Attention) -> str:
         """Softmax attention of `x` over itself [batch, length or 1, hidden].
 
-        All tokens attend, also where one is read: with fewer queries than keys and a mask,
-        onnxruntime 1.17 and 1.20 give wrong numbers on CPUs, and no GPU was at hand.
+        ONNX's own operator of opset 24 with numbers of tokens, which the CUDA provider computes
+        with FlashAttention, past no padding. `MultiHeadAttention` with a mask takes seven kernels.
         """
-        context = self._graph.add(
-            "MultiHeadAttention",
-            *self.query_key_value(shared, x, first_only=False),
-            "",
+        return self._graph.add(
+            "Attention",
+            *self.query_key_value(shared, x, first_only=attention.first_only),
+            "",  # no mask for each query
+            "",  # no keys
+            "",  # and values of before
             attention.mask,
-            domain=CONTRIB,
-            num_heads=attention.heads,
+            q_num_heads=attention.heads,
+            kv_num_heads=attention.heads,
             name=attention.name,
         )
-        return self.first_token(context) if attention.first_only else context
 
     def norm(self, name: str, x: str, residual: str | None = None) -> str:
         """LayerNorm of `x`, or of `x + residual` in one operator."""

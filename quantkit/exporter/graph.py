@@ -19,6 +19,8 @@ NIBBLE_IR_VERSION = 10
 # Attention as one operator of the standard.
 ATTENTION_OPSET = 23
 ATTENTION_IR_VERSION = 11
+# The same with numbers of tokens, its seventh input.
+LENGTHS_OPSET = 24
 CONTRIB = "com.microsoft"
 
 
@@ -118,7 +120,10 @@ class GraphWriter:
 
     def _versions(self) -> tuple[int, int]:
         """The oldest operator set and format that know all that the graph uses."""
-        if any(node.op_type == "Attention" for node in self._nodes):
+        attention = [node for node in self._nodes if node.op_type == "Attention"]
+        if any(len(node.input) > 6 for node in attention):
+            return LENGTHS_OPSET, ATTENTION_IR_VERSION
+        if attention:
             return ATTENTION_OPSET, ATTENTION_IR_VERSION
         if self.has_nibbles:
             return NIBBLE_OPSET, NIBBLE_IR_VERSION
