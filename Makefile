@@ -3,6 +3,9 @@
 #   make test         ruff, mypy --strict and all tests
 # And one that needs Triton (Linux, some 600 MB), but no GPU:
 #   make test-kernels the CUDA kernels through Triton's interpreter, then compiled for sm_90
+# One opens files for CUDA in onnxruntime-gpu (250 MB), which places them and starts kernels that a
+# CUDA runtime without a GPU leaves undone (tests/dry_cuda); it takes gcc:
+#   make test-cuda-provider
 # Two more open exported folders in other programs:
 #   make test-optimum     optimum-onnx, in .venv-optimum: it pins transformers 4.57
 #   make test-javascript  transformers.js and onnxruntime-node, in tests/javascript/node_modules
@@ -15,7 +18,7 @@ BIN := $(VENV)/bin
 KERNELS := $(filter-out %_compile.py,$(wildcard tests/test_kernels*.py tests/test_engine*.py))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-kernels test-optimum test-javascript install
+.PHONY: quickstart test test-kernels test-cuda-provider test-optimum test-javascript install
 
 quickstart: $(VENV)/run.stamp
 	$(BIN)/quantkit run builtin.yaml --overwrite
@@ -30,6 +33,9 @@ test: $(VENV)/dev.stamp
 test-kernels: $(VENV)-kernels/stamp
 	TRITON_INTERPRET=1 $(VENV)-kernels/bin/pytest -W "ignore:Conversion of an array" -W ignore::RuntimeWarning $(KERNELS)
 	$(VENV)-kernels/bin/pytest tests/test_kernels_compile.py
+
+test-cuda-provider: $(VENV)-cuda/stamp
+	$(VENV)-cuda/bin/pytest tests/test_cuda_provider.py
 
 install: $(VENV)/run.stamp
 
@@ -55,6 +61,13 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	$(PIP) --editable '.[train,cpu,dev]'
+	touch $@
+
+# Without onnxruntime, whose files onnxruntime-gpu's would lie over.
+$(VENV)-cuda/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-cuda
+	$(VENV)-cuda/bin/pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(VENV)-cuda/bin/pip install --quiet --constraint constraints.txt --editable '.[train,dev]' $(subst onnxruntime,onnxruntime-gpu,$(shell grep ^onnxruntime== constraints.txt)) nvidia-cuda-runtime nvidia-cuda-crt
 	touch $@
 
 $(VENV)-kernels/stamp: pyproject.toml constraints.txt
