@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 __all__ = [
+    "CUDA",
     "DATA_SUFFIX",
     "FOLDERS",
     "INPUTS",
@@ -33,7 +34,8 @@ __all__ = [
     "target_of",
 ]
 
-Target = Literal["portable", "cpu", "cuda"]  # where a file is to run
+Target = Literal["portable", "cpu", "cuda", "cuda-unpadded"]  # where a file is to run
+CUDA: frozenset[Target] = frozenset({"cuda", "cuda-unpadded"})  # those in half precision
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # a file takes some of these
 
@@ -42,13 +44,14 @@ FOLDERS: Mapping[Target, str] = {
     "cpu": "onnx",
     "portable": "onnx/portable",
     "cuda": "onnx/cuda",
+    "cuda-unpadded": "onnx/cuda-unpadded",
 }
 # In the order of preference: what a folder with several files is opened for.
 NAMES = ("model_quantized.onnx", "model_q4.onnx", "model_fp16.onnx", "model.onnx")
 # The targets whose files run on a device in ONNX Runtime, the best first, and in OpenVINO.
 TARGETS: Mapping[str, tuple[Target, ...]] = {
     "cpu": ("cpu", "portable"),
-    "cuda": ("cuda", "portable"),
+    "cuda": ("cuda", "cuda-unpadded", "portable"),
     "openvino": ("portable",),
 }
 

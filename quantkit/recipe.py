@@ -225,9 +225,10 @@ def with_target(recipe: Recipe, target: str) -> Recipe:
 
 def _grid_of(recipe: Recipe, target: str) -> Mapping[str, object]:
     """What `target` asks of the inputs of the recipe's products."""
-    if target == "cuda" and recipe.weights.bits == 4:
+    on_cuda = target in {"cuda", "cuda-unpadded"}
+    if on_cuda and recipe.weights.bits == 4:
         return {"activations.bits": 16}
-    if target in {"portable", "cuda"} and recipe.activations.bits < 16:
+    if (on_cuda or target == "portable") and recipe.activations.bits < 16:
         return {"activations.per": "tensor", "activations.symmetric": True}
     return {}
 

@@ -189,6 +189,11 @@ def _load_onnx(
     file = _checked(ModelFile.read(Interface.of(inference), tokenizer, path), path, device)
     output = output_name(file.head)
     backend: Backend = OnnxBackend(inference, output)
+    if graphs and file.target == "cuda-unpadded":
+        raise CheckpointError(
+            f"{path} leaves padding out, and so counts tokens on the host, which CUDA graphs "
+            f"forbid. Load it without graphs, or export the model with --target cuda."
+        )
     if graphs:
         backend = BoundBackend(
             inference, output, device=device, longest=file.max_length, padding=file.padding
@@ -212,10 +217,10 @@ def _check_place(
     if host := host_operators(inference):
         listed = ", ".join(f"{count} {name}" for name, count in host.items())
         raise CheckpointError(
-            f"{path} would run on the host, with copies, at {listed}: this onnxruntime, "
-            f"{import_onnxruntime().__version__}, has no {device} kernels for them. Take a newer "
-            f"onnxruntime-gpu (1.27 has all that quantkit writes), or export it again: "
-            f"quantkit export {folder_of(path)} --target {TARGETS[device][0]}"
+            f"{path} would run on the host, with copies, at {listed}: onnxruntime "
+            f"{import_onnxruntime().__version__} has no {device} kernels for them. Export it "
+            f"again: quantkit export {folder_of(path)} --target {TARGETS[device][0]} (which needs "
+            f"onnxruntime-gpu 1.27; with --target cuda-unpadded 1.24)"
         )
 
 

@@ -160,10 +160,11 @@ class Export:
 
     target  `cpu`: ONNX Runtime on CPUs. `portable`: any runtime of the ONNX standard; quantized
             inputs have to be symmetric. `cuda`: ONNX Runtime's CUDA provider, in float16; 4-bit
-            weights read float inputs, 8-bit ones symmetric or float inputs
+            weights read float inputs, 8-bit ones symmetric or float inputs. `cuda-unpadded`: the
+            same without computing padding, for batches of mixed lengths; no CUDA graphs
     """
 
-    target: Literal["cpu", "portable", "cuda"] = "cpu"
+    target: Literal["cpu", "portable", "cuda", "cuda-unpadded"] = "cpu"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -115,7 +115,9 @@ def test_all_of_every_file_runs_on_the_gpu_and_becomes_a_graph(
 ) -> None:
     model = model_of(family, head)
     for bits in (0, 8, 4):
-        proto = build(quantized(model, bits, "cuda") if bits else model, {}, "cuda")
+        made = quantized(model, bits, "cuda") if bits else model
+        assert on_the_host(opened(build(made, {}, "cuda-unpadded"))) == []
+        proto = build(made, {}, "cuda")
         session = opened(proto)
         assert on_the_host(session) == []
         plain = started(runtime, step_of(session, 3, 7))
@@ -155,6 +157,18 @@ def test_norms_take_their_residual_and_gelu_its_bias(wide: dict[int, Started]) -
     assert float_file.launches <= 11 * LAYERS + 16
 
 
+def test_without_padding_it_is_one_kernel_over_all_texts(runtime: CDLL) -> None:
+    model = small_model(
+        "Bert", layers=LAYERS, hidden_size=128, num_attention_heads=2, intermediate_size=256
+    )
+    found = started(runtime, step_of(opened(build(model, {}, "cuda-unpadded")), 4, 32))
+    assert found.kernels_with("flash_fwd") == LAYERS
+    assert found.kernels_with("removePadding") == 1
+    assert found.kernels_with("Transpose") == found.kernels_with("BroadcastBias") == 0
+    assert found.copied_back == 8  # how many tokens there are, and the most of a text
+    assert found.launches <= 10 * LAYERS + 19
+
+
 def test_integer_products_are_products_of_integers(wide: dict[int, Started]) -> None:
     assert wide[8].kernels_with("QuantizeLinear") == 4 * LAYERS + 1
     assert wide[8].products == 4 * LAYERS + 2
@@ -177,6 +191,16 @@ def test_a_session_answers(
         assert (found.replays, found.launches) == (2, 0)  # batches of 8 and of 1
 
 
+def test_a_session_without_padding_answers_but_makes_no_graphs(
+    tokenizer: PreTrainedTokenizerBase, runtime: CDLL, tmp_path: Path
+) -> None:
+    export(model_of("Bert"), tokenizer, tmp_path, target="cuda-unpadded")
+    session = quantkit.load(tmp_path, device="cuda", engine="onnxruntime")
+    assert session.logits(["makanan enak sekali", "buruk"]).shape == (2, 3)
+    with pytest.raises(CheckpointError, match=r"CUDA graphs forbid.*--target cuda"):
+        quantkit.load(tmp_path, device="cuda", engine="onnxruntime", graphs=True)
+
+
 def test_files_for_other_places_are_refused_where_their_operators_have_no_kernel(
     tokenizer: PreTrainedTokenizerBase, runtime: CDLL, tmp_path: Path
 ) -> None:
@@ -193,7 +217,7 @@ def test_files_for_other_places_are_refused_where_their_operators_have_no_kernel
     assert session.logits(["makanan enak"]).shape == (1, 3)
 
 
-@pytest.mark.parametrize("target", ["cpu", "portable", "cuda"])
+@pytest.mark.parametrize("target", ["cpu", "portable", "cuda", "cuda-unpadded"])
 @pytest.mark.parametrize("bits", [0, 8, 4])
 def test_the_table_of_operators_says_what_the_provider_does(
     bits: int, target: Target, runtime: CDLL

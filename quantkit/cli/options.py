@@ -56,7 +56,9 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a recipe's value, e.g. --set finetune.epochs=5"),
 ]
-Target = Annotated[str, typer.Option(help="Where the file is to run: cpu, portable or cuda.")]
+Target = Annotated[
+    str, typer.Option(help="Where the file is to run: cpu, portable, cuda or cuda-unpadded.")
+]
 Text = Annotated[str, typer.Option(help="A table of your own: the column with the texts.")]
 Label = Annotated[str, typer.Option(help="A table of your own: the column with the labels.")]
 TextPair = Annotated[str, typer.Option(help="A table of your own: the second text of a pair.")]

@@ -1,6 +1,7 @@
 """The BERT family as a graph: the closed form that every target's emitter fills in."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from quantkit.exporter.emitter import Attention, Emitter
 from quantkit.exporter.graph import GraphWriter
 from quantkit.exporter.names import attention_name
 from quantkit.exporter.portable import PortableEmitter
+from quantkit.exporter.unpadded import UnpaddedEmitter
 from quantkit.onnx_file import Target
 
 __all__ = ["build"]
@@ -23,6 +25,12 @@ _EMITTERS: Mapping[Target, Callable[[GraphWriter, nn.Module], Emitter]] = {
     "cpu": CpuEmitter,
     "portable": PortableEmitter,
     "cuda": CudaEmitter,
+    "cuda-unpadded": UnpaddedEmitter,
+}
+# What files of half precision are compared with.
+_SINGLE: Mapping[Target, Callable[[GraphWriter, nn.Module], Emitter]] = {
+    "cuda": partial(CudaEmitter, single=True),
+    "cuda-unpadded": partial(UnpaddedEmitter, single=True),
 }
 
 
@@ -42,16 +50,16 @@ def build(
     """
     model = unroll(model)
     plan, graph = describe(model), GraphWriter()
-    if target == "cuda" and single:
-        emitter: Emitter = CudaEmitter(graph, model, single=True)
-    else:
-        emitter = _EMITTERS[target](graph, model)
+    emitter = (_SINGLE if single else _EMITTERS)[target](graph, model)
     hidden = _embeddings(plan, graph, emitter, int(model.config.max_position_embeddings))
     mask = emitter.mask("attention_mask")
+    hidden = emitter.unpadded(hidden, mask)
     for number, layer in enumerate(plan.layers):
         name = attention_name(layer)
         attention = Attention(mask, plan.heads, plan.narrows(number), name)
         hidden = _layer(layer, emitter, hidden, attention)
+    if not plan.head.first_only:
+        hidden = emitter.padded(hidden)
     emitter.result(_head(plan, graph, emitter, hidden), plan.output)
     return graph.finish(
         dict.fromkeys(plan.arguments, ("batch", "length")),

@@ -29,6 +29,12 @@ class Emitter(Protocol):
     def embed(self, name: str, ids: str) -> str:
         """Rows `ids` [...] of the embedding table `name` [..., dim]."""
 
+    def unpadded(self, x: str, mask: str) -> str:
+        """What the layers read of the embeddings `x`, for `mask` is what `mask` has made."""
+
+    def padded(self, x: str) -> str:
+        """What the layers have made of it as [batch, length, width] again."""
+
     def linear(self, shared: SharedInput, x: str) -> str:
         """All Linears that read `x` as one product, their outputs side by side."""
 

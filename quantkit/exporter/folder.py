@@ -26,7 +26,7 @@ from quantkit.exporter.versions import least_onnxruntime
 from quantkit.files import write_json
 from quantkit.modules import QuantEmbedding, QuantLinear
 from quantkit.numerics import symmetric_grid
-from quantkit.onnx_file import FOLDERS, Target
+from quantkit.onnx_file import CUDA, FOLDERS, Target
 from quantkit.recipe import Recipe, recipe_hash
 from quantkit.recurrent import RecurrentForSequenceClassification
 from quantkit.simulation import FakeQuantizer
@@ -105,7 +105,7 @@ def export_path(model: PreTrainedModel, folder: Path, target: Target) -> Path:
     `model_q4.onnx` with any of 4.
     """
     bits = {module.bits for module in model.modules() if isinstance(module, QuantLinear)}
-    whole = "model_fp16.onnx" if target == "cuda" else "model.onnx"
+    whole = "model_fp16.onnx" if target in CUDA else "model.onnx"
     name = "model_q4.onnx" if 4 in bits else "model_quantized.onnx" if bits else whole
     return folder / FOLDERS[target] / name
 
@@ -136,7 +136,7 @@ def _built_and_checked(
 ) -> tuple[onnx.ModelProto, ParityResult]:
     """The graph, once its answers are proven to be the model's."""
     if isinstance(model, RecurrentForSequenceClassification):
-        if target == "cuda":
+        if target in CUDA:
             raise CheckpointError(
                 "A recurrent baseline is written for --target cpu and portable alone: it is a "
                 "yardstick for encoders, not what one would serve on a GPU."
@@ -144,8 +144,8 @@ def _built_and_checked(
         proto = _with_version(recurrent.build(model, metadata))
         return proto, recurrent.check(model, proto, batches)
     proto = _with_version(build(model, metadata, target))
-    if target == "cuda":
-        return proto, check_cuda(model, proto, batches)
+    if target in CUDA:
+        return proto, check_cuda(model, proto, batches, target)
     return proto, check_parity(model, proto, batches)
 
 

@@ -153,30 +153,39 @@ def check_parity(
     return result
 
 
-def check_half(
+def check_end(
     model: PreTrainedModel,
     proto: onnx.ModelProto,
     batches: Sequence[Arrays],
     *,
+    half: bool,
     threads: int | None = None,
 ) -> Difference:
-    """Test (c) of a file in half precision: its answers against the model's.
+    """Test (c) alone: a file's answers against the model's.
+
+    Args:
+        model: as in `check_parity`.
+        proto: the file.
+        batches: as in `check_parity`.
+        half: whether the file is in half precision: then answers may be as far off as rounding
+            every LayerNorm to that moves the model's.
+        threads: as in `check_parity`.
 
     Raises:
-        ParityError: they differ by more than twice what rounding every LayerNorm to half
-            precision does to the model, one text set aside.
+        ParityError: they differ by more than twice what rounding explains, one text set aside.
     """
     model = unroll(model)
     gate = _Gate(model, describe(model), head_of(model), batches)
-    yardstick = gate.yardstick(HALF_DISTURBANCE)
+    yardstick = gate.yardstick(HALF_DISTURBANCE if half else DISTURBANCE)
     found = gate.check_answers(_session(proto, True, threads), yardstick)
     allowed = yardstick.allowed
     labels = allowed.disagreements if gate.head.labels else 0
     if found.disagreements > labels or not found.size <= allowed.size:
         raise ParityError(
-            f"In half precision {found.disagreements} labels differ and answers by "
-            f"{found.size:.2e}; rounding explains {labels} and {allowed.size:.2e}. The file was "
-            f"not kept: numbers may overflow float16. Export with --target cpu."
+            f"In {'half' if half else 'single'} precision {found.disagreements} labels differ and "
+            f"answers by {found.size:.2e}; rounding explains {labels} and {allowed.size:.2e}. The "
+            f"file was not kept{': numbers may overflow float16' if half else ''}. Export with "
+            f"--target cpu."
         )
     return found
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quantkit.exporter.saving import check_model
 
-__all__ = ["GraphWriter"]
+__all__ = ["CONTRIB", "OPSET", "GraphWriter"]
 
 OPSET = 20  # Gelu as one operator
 IR_VERSION = 9

@@ -70,6 +70,15 @@ class PlainEmitter:
         weight = self._initializers.tensor(f"{name}.weight", table.weight)
         return self._graph.add("Gather", weight, ids)
 
+    def unpadded(self, x: str, mask: str) -> str:
+        """`x` itself: padding stays in."""
+        del mask
+        return x
+
+    def padded(self, x: str) -> str:
+        """`x` itself."""
+        return x
+
     def linear(self, shared: SharedInput, x: str) -> str:
         """All Linears that read `x` as one product, their outputs side by side."""
         modules = [self._model.get_submodule(name) for name in shared.linears]

@@ -14,6 +14,7 @@ BLOCKS = "1.19"  # dequantized blocks of 4-bit integers
 LOOKUPS = "1.20"  # of 4-bit rows
 ATTENTION = "1.23"  # the standard's, of opset 23
 OPSET_23 = "1.24"  # QuantizeLinear as it is there
+UNPADDED = "1.24"  # on the CUDA provider; older ones were not tried
 OPSET_24 = "1.27"  # Attention with numbers of tokens, and Cast, on the CUDA provider
 
 
@@ -22,6 +23,8 @@ def least_onnxruntime(model: onnx.ModelProto) -> str:
     if any(entry.version == 24 for entry in model.opset_import if not entry.domain):
         return OPSET_24
     kinds = {node.op_type for node in model.graph.node}
+    if "RemovePadding" in kinds:
+        return UNPADDED
     if "Attention" in kinds:
         return OPSET_23 if "QuantizeLinear" in kinds else ATTENTION
     tensors = model.graph.initializer

@@ -9,6 +9,7 @@ from onnx import numpy_helper
 
 from quantkit.inspection.products import Product
 from quantkit.inspection.weights import Stored
+from quantkit.onnx_file import CUDA
 
 __all__ = ["findings"]
 
@@ -38,7 +39,7 @@ def findings(
     """
     whole = sum(sizes.values())
     found = []
-    if refusal:
+    if refusal and said.get("quantkit.target") != "cuda-unpadded":  # which no CPU opens
         found.append(
             f"ONNX Runtime's CPU provider does not open the file ({refusal}); what follows is "
             f"read off the file as it is stored."
@@ -49,7 +50,7 @@ def findings(
     found += _inputs(model)
     if said.get("quantkit.target") == "portable":
         found += _zero_points(model)
-    if host and said.get("quantkit.target") == "cuda":
+    if host and said.get("quantkit.target") in CUDA:
         listed = ", ".join(f"{count} {name}" for name, count in host.items())
         found.append(f"On CUDA these operators would run on the host, with copies: {listed}.")
     return found
