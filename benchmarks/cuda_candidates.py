@@ -22,7 +22,7 @@ from quantkit.engine import TorchBackend
 from quantkit.engine.batch import pack
 from quantkit.engine.checkpoint import read_checkpoint
 from quantkit.errors import CheckpointError, DependencyError
-from quantkit.onnx_file import file_bytes
+from quantkit.onnx_file import FOLDERS, file_bytes, known_target
 
 __all__ = ["CANDIDATES", "Candidate", "make_candidate"]
 
@@ -44,9 +44,10 @@ CANDIDATES = {
     "quantkit-int8": ("w8a8", "quantkit:packed", "int8"),
     "quantkit-4bit": ("w4a8", "quantkit:packed", "int8"),
     "quantkit-4bit-weights": ("w4a16", "quantkit:packed", "float16"),
-    "onnxruntime-fp16": ("float", "onnxruntime", "float16"),
-    "onnxruntime-int8": ("w8a8", "onnxruntime", "int8"),
-    "onnxruntime-4bit-weights": ("w4a16", "onnxruntime", "float16"),
+    "onnxruntime-fp16": ("float", "onnxruntime:cuda", "float16"),
+    "onnxruntime-fp16-unpadded": ("float", "onnxruntime:cuda-unpadded", "float16"),
+    "onnxruntime-int8": ("w8a8", "onnxruntime:cuda", "int8"),
+    "onnxruntime-4bit-weights": ("w4a16", "onnxruntime:cuda", "float16"),
 }
 COMPILED_STEP = 32  # lengths that a compiled model is made for are multiples of it
 
@@ -73,8 +74,8 @@ def make_candidate(name: str, folder: Path, device: torch.device) -> Candidate:
     source, kind, _ = CANDIDATES[name]
     if kind.startswith("quantkit:"):
         return _engine(folder / source, kind.removeprefix("quantkit:"), device)
-    if kind == "onnxruntime":
-        return _onnxruntime(folder / source, device)
+    if kind.startswith("onnxruntime:"):
+        return _onnxruntime(folder / source, kind.removeprefix("onnxruntime:"), device)
     return _transformers(folder / source, kind, device)
 
 
@@ -104,14 +105,18 @@ def _engine(folder: Path, precision: Any, device: torch.device) -> Candidate:  #
     return Candidate(prepare, backend.run, backend.encoder.weight_bytes())
 
 
-def _onnxruntime(folder: Path, device: torch.device) -> Candidate:
-    """The file of `quantkit export --target cuda`, with CUDA graphs where there is a GPU.
+def _onnxruntime(folder: Path, target: Any, device: torch.device) -> Candidate:  # noqa: ANN401
+    """The file of `quantkit export --target TARGET`, with CUDA graphs where it and a GPU allow.
 
-    ONNX Runtime waits for its own stream in each call, which is therefore part of its times.
+    ONNX Runtime waits for its own stream in each call, which is therefore part of its times. On a
+    CPU the target is `cpu`.
     """
-    graphs = device.type == "cuda"
+    on_gpu = device.type == "cuda"
+    place = folder / FOLDERS[known_target(target if on_gpu else "cpu")]
+    file = next(iter(sorted(place.glob("*.onnx"))), folder)
+    graphs = on_gpu and target == "cuda"
     try:
-        session = quantkit.load(folder, device=device.type, engine="onnxruntime", graphs=graphs)
+        session = quantkit.load(file, device=device.type, engine="onnxruntime", graphs=graphs)
     except (CheckpointError, DependencyError) as problem:
         raise LookupError(str(problem)) from None
     backend = session.backend

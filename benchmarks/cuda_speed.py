@@ -7,8 +7,9 @@ It needs torch, Triton and transformers, no network and no datasets: `cuda_prepa
 tokens beforehand. Each candidate has a process of its own. What is measured lies in FOLDER, so
 that runs of at most `--minutes` each go on from one another; when nothing is left to measure, the
 report is written. Answers on all texts are kept too: with `--models` of fine-tuned checkpoints
-`cuda_accuracy.py` scores them. ONNX Runtime's candidates need onnxruntime-gpu and files of
-`quantkit export --target cuda` in `--models`; else they are left out, and the result says why.
+`cuda_accuracy.py` scores them. ONNX Runtime's candidates need onnxruntime-gpu and, in `--models`,
+files of `quantkit export --target cuda` and `cuda-unpadded`; else they are left out, and the result
+says why.
 (A script called cuda.py would hide NVIDIA's package `cuda`.)
 """
 
@@ -32,13 +33,15 @@ from cuda_measure import (
     memory,
     milliseconds,
 )
-from cuda_models import Sizes, make_folders
+from cuda_models import Sizes, make_files, make_folders
 from cuda_tokens import answers, load_encoded, padding_of
 from harness import RESULTS, Bar, finish, table
 from safetensors import safe_open
 
+from quantkit.errors import DependencyError
 from quantkit.files import read_json, write_json
 from quantkit.kernels.tuning import chosen
+from quantkit.providers import provider
 from quantkit.worker import write_outputs
 
 SHAPES = tuple((batch, length) for batch in (1, 8, 32, 128) for length in (32, 128, 384))
@@ -61,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = options.models or options.work / "models"
     if options.models is None:
         make_folders(_sizes(options), models)
+        wanted = any(name.startswith("onnxruntime") for name in options.candidates)
+        if wanted and _has_provider(options.device):
+            gpu = options.device == "cuda"
+            make_files(_sizes(options), models, ("cuda", "cuda-unpadded") if gpu else ("cpu",))
     begin = time.monotonic()
     for name in (CEILINGS, *options.candidates):
         left = 60 * options.minutes - (time.monotonic() - begin)
@@ -90,6 +97,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not options.candidates:
         options.candidates = TOY_CANDIDATES if options.toy else tuple(CANDIDATES)
     return options
+
+
+def _has_provider(device: str) -> bool:
+    """Whether there is an onnxruntime that runs on it."""
+    try:
+        provider(device)
+    except DependencyError:
+        return False
+    return True
 
 
 def _sizes(options: argparse.Namespace) -> Sizes:
