@@ -2,7 +2,8 @@
 #   make quickstart   the main job on the built-in data: fine-tune, quantize, export, measure
 #   make test         ruff, mypy --strict and all tests
 # And one that needs Triton (Linux, some 600 MB), but no GPU:
-#   make test-kernels the CUDA kernels through Triton's interpreter, then compiled for sm_90
+#   make test-kernels the CUDA kernels through Triton's interpreter, then compiled for sm_90 as a
+#                     model starts them
 # One opens files for CUDA in onnxruntime-gpu (250 MB), which places them and starts kernels that a
 # CUDA runtime without a GPU leaves undone (tests/dry_cuda); it takes gcc:
 #   make test-cuda-provider
@@ -32,7 +33,7 @@ test: $(VENV)/dev.stamp
 # Triton's interpreter converts arrays in a way that numpy 2.4 no longer allows.
 test-kernels: $(VENV)-kernels/stamp
 	TRITON_INTERPRET=1 $(VENV)-kernels/bin/pytest -W "ignore:Conversion of an array" -W ignore::RuntimeWarning $(KERNELS)
-	$(VENV)-kernels/bin/pytest tests/test_kernels_compile.py
+	$(VENV)-kernels/bin/pytest tests/test_kernels_compile.py tests/test_engine_compile.py
 
 test-cuda-provider: $(VENV)-cuda/stamp
 	$(VENV)-cuda/bin/pytest tests/test_cuda_provider.py

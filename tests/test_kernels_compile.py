@@ -128,5 +128,6 @@ def test_rows_of_tables(bits: int) -> None:
 @pytest.mark.parametrize("kernel", ["_forward", "_backward"])
 def test_fake_quantization(kernel: str) -> None:
     constants = {"PER_ROW": True, "GROUPED": True, "BLOCK": 1024, "LOW": -7.0, "HIGH": 7.0}
+    constants |= {"SMOOTHED": True}
     types = dict.fromkeys(("x", "multipliers", "result", "columns"), FLOATS) | {"columns": "i32"}
     assert "div.rn.f32" in ptx("fake_quant", kernel, types, constants)

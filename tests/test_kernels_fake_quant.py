@@ -1,5 +1,7 @@
 """The fused fake quantization against `numerics.learned_fake_quantize` and its gradients."""
 
+import os
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from quantkit import numerics
 from quantkit.kernels.fake_quant import learned_fake_quantize
 from quantkit.numerics import Grid, asymmetric_grid, symmetric_grid
+from tests.interpreter import correct_bfloat16
 
 Case = tuple[Tensor, Tensor, Tensor, Grid, Tensor | None]
 
@@ -47,6 +50,34 @@ def test_values_and_gradients_are_those_of_numerics(kind: str) -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
     clipped = made[0] == 0
     assert 0 < clipped.float().mean() < 1  # both branches of the gradient are there
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_smoothing_and_types_are_inside(given: torch.dtype, kind: torch.dtype) -> None:
+    """One kernel for x m on the grid, read and written in the types of autocast."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        correct_bfloat16()
+    x, scale, zero, grid, _ = case("tensor")
+    smoothing = torch.rand(x.shape[-1], generator=torch.Generator().manual_seed(7)) + 0.5
+    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(6))
+
+    def plain(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid, _: object) -> Tensor:
+        smoothed = x.float() * smoothing
+        return numerics.learned_fake_quantize(smoothed, scale, zero, grid).to(kind)
+
+    def fused(x: Tensor, scale: Tensor, zero: Tensor, grid: Grid, _: object) -> Tensor:
+        return learned_fake_quantize(x, scale, zero, grid, smoothing=smoothing, kind=kind)
+
+    case_of_type: Case = (x.to(given), scale, zero, grid, None)
+    found, made = gradients(fused, case_of_type, weight)
+    wanted, expected = gradients(plain, case_of_type, weight)
+    assert found.dtype == kind
+    assert made[0].dtype == given
+    assert torch.equal(found, wanted)
+    assert torch.equal(made[0], expected[0])
+    for one, other in zip(made[1:], expected[1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
 
 
 def test_gradients_by_hand() -> None:

@@ -113,6 +113,28 @@ def test_under_autocast_the_grid_is_float32_and_the_product_is_not(levels: int) 
         assert bool(leaf.isfinite().all())
 
 
+def test_under_autocast_a_product_is_the_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By chunks, and by one kernel each that reads and writes autocast's type."""
+    weight, scale, multipliers, grid = _weight(4, 2)
+    x = torch.randn(TOKENS, COLUMNS, requires_grad=True)
+    at = InputGrid(
+        torch.tensor(0.02), torch.tensor(128.0), asymmetric_grid(8), torch.rand(COLUMNS) + 0.5
+    )
+
+    def product() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return fake_linear(
+                Read(fake_input(x, at), x, at), weight, scale, multipliers, grid, None
+            )
+
+    ours, definition = _both(product, [x, weight, scale], monkeypatch)
+    assert ours[0].dtype == definition[0].dtype == torch.bfloat16
+    assert torch.equal(ours[0], definition[0])
+    for one, other in zip(ours[1:], definition[1:], strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2 * float(other.abs().max()))
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 def test_only_what_was_read_is_kept_of_an_input(kind: torch.dtype) -> None:
     weight, scale, multipliers, grid = _weight(4, 2)

@@ -18,7 +18,8 @@ from quantkit.kernels.launch import blocks, jit, power_of_two, tl, uses_triton
 
 __all__ = ["attention", "attention_reference"]
 
-QUERIES, KEYS = 64, 64  # of a program, and at a time
+BLOCK = 64  # queries of a program, and keys at a time
+SINGLE_BLOCK = 32  # in float32, for which 64 are more than the registers hold
 
 
 def attention(
@@ -42,7 +43,8 @@ def attention(
     result = codes.values if codes is not None else merged.new_empty((tokens, hidden))
     width = hidden // heads
     low, high = reads.ends
-    grid = blocks(longest, QUERIES), heads, len(starts) - 1
+    block = SINGLE_BLOCK if merged.dtype == torch.float32 else BLOCK
+    grid = blocks(longest, block), heads, len(starts) - 1
     _attention[grid](
         merged,
         starts,
@@ -58,8 +60,8 @@ def attention(
         LOW=low,
         HIGH=high,
         WIDTH=power_of_two(width),
-        BLOCK_M=QUERIES,
-        BLOCK_N=KEYS,
+        BLOCK_M=block,
+        BLOCK_N=block,
         num_warps=4,
         num_stages=2,
     )

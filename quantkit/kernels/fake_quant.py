@@ -20,27 +20,46 @@ MOST_COLUMNS = 16384  # of a row, which one program holds in registers
 
 
 def learned_fake_quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, multipliers: Tensor | None = None
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    grid: Grid,
+    multipliers: Tensor | None = None,
+    *,
+    smoothing: Tensor | None = None,
+    kind: torch.dtype = torch.float32,
 ) -> Tensor:
-    """`numerics.learned_fake_quantize`, by kernels where `x` is on a GPU.
+    """`numerics.learned_fake_quantize` of `x` times `smoothing`, by kernels where `x` is on a GPU.
 
     The value is the same bit for bit; the sums behind the gradients of scale and zero point are
     taken in another order. Kernels take one zero point, and a scale for the whole tensor or for
     each row; anything else goes the plain way.
+
+    Args:
+        x: of any float dtype, as is its gradient; computed in float32.
+        scale: these four as in `numerics.learned_fake_quantize`.
+        zero_point: a real number that is rounded.
+        grid: of the codes.
+        multipliers: of groups of a weight.
+        smoothing: float32 [columns of `x`], without a gradient; None: all 1.
+        kind: of the result: what the product behind it is computed in.
     """
     rows = x.numel() // max(1, _columns(x, multipliers))
     fits = (
         uses_triton(x)
-        and x.dtype == scale.dtype == torch.float32
+        and x.is_floating_point()
+        and scale.dtype == torch.float32
         and zero_point.numel() == 1
         and scale.numel() in (1, rows)
         and 0 < _columns(x, multipliers) <= MOST_COLUMNS
         and (multipliers is None or multipliers.numel() == x.numel() // x.shape[-1])
     )
     if not fits:
-        return numerics.learned_fake_quantize(x, scale, zero_point, grid, multipliers)
-    result: Tensor = _Fused.apply(x, scale, zero_point, multipliers, grid)
-    return result
+        smoothed = x.float() if smoothing is None else x.float() * smoothing
+        result = numerics.learned_fake_quantize(smoothed, scale, zero_point, grid, multipliers)
+        return result.to(kind)
+    fused: Tensor = _Fused.apply(x, scale, zero_point, multipliers, grid, smoothing, kind)
+    return fused
 
 
 def _columns(x: Tensor, multipliers: Tensor | None) -> int:
@@ -59,21 +78,23 @@ class _Fused(torch.autograd.Function):
         zero_point: Tensor,
         multipliers: Tensor | None,
         grid: Grid,
+        smoothing: Tensor | None,
+        kind: torch.dtype,
     ) -> Tensor:
         x = x.contiguous()
         ctx.grid = grid
-        ctx.save_for_backward(x, scale, zero_point, multipliers)
-        result = torch.empty_like(x)
-        rows, arguments, settings = _launch(x, scale, zero_point, multipliers, grid)
+        ctx.save_for_backward(x, scale, zero_point, multipliers, smoothing)
+        result = torch.empty_like(x, dtype=kind)
+        rows, arguments, settings = _launch(x, scale, zero_point, multipliers, smoothing, grid)
         _forward[(rows,)](*arguments, result, **settings)
         return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        x, scale, zero_point, multipliers = ctx.saved_tensors
-        rows, arguments, settings = _launch(x, scale, zero_point, multipliers, ctx.grid)
+        x, scale, zero_point, multipliers, smoothing = ctx.saved_tensors
+        rows, arguments, settings = _launch(x, scale, zero_point, multipliers, smoothing, ctx.grid)
         to_x = torch.empty_like(x)
-        to_scale, to_zero = x.new_empty((rows,)), x.new_empty((rows,))
+        to_scale, to_zero = scale.new_empty((rows,)), scale.new_empty((rows,))
         given = gradients[0].contiguous()
         _backward[(rows,)](*arguments, given, to_x, to_scale, to_zero, **settings)
         scales = to_scale if scale.numel() > 1 else to_scale.sum()
@@ -81,21 +102,27 @@ class _Fused(torch.autograd.Function):
             to_x,
             scales.view(scale.shape) if ctx.needs_input_grad[1] else None,
             to_zero.sum().view(zero_point.shape) if ctx.needs_input_grad[2] else None,
-            None,
-            None,
+            *[None] * 4,
         )
 
 
 def _launch(
-    x: Tensor, scale: Tensor, zero_point: Tensor, multipliers: Tensor | None, grid: Grid
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    multipliers: Tensor | None,
+    smoothing: Tensor | None,
+    grid: Grid,
 ) -> tuple[int, tuple[object, ...], dict[str, Any]]:
     """Number of rows, and what both kernels take."""
     columns = _columns(x, multipliers)
     factors = scale if multipliers is None else multipliers.contiguous()
-    arguments = (x, scale.contiguous(), zero_point, factors, columns, x.shape[-1])
+    vector = scale if smoothing is None else smoothing.contiguous()
+    arguments = (x, scale.contiguous(), zero_point, factors, vector, columns, x.shape[-1])
     settings = {
         "PER_ROW": scale.numel() > 1,
         "GROUPED": multipliers is not None,
+        "SMOOTHED": smoothing is not None,
         "LOW": float(grid.qmin),
         "HIGH": float(grid.qmax),
         "BLOCK": power_of_two(columns),
@@ -109,20 +136,24 @@ def _units(
     scale,
     zero_point,
     multipliers,
+    smoothing,
     columns,
     group,
     PER_ROW: tl.constexpr,
     GROUPED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Of one row: x, its integers m (q - z), its scale, where q was not clipped, and its places."""
+    """Of one row: x smoothed, integers m (q - z), the scale, where q was not clipped, places."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     there = column < columns
     place = row * columns + column
-    value = tl.load(x + place, mask=there, other=0.0)
+    value = tl.load(x + place, mask=there, other=0.0).to(tl.float32)
+    if SMOOTHED:
+        value = value * tl.load(smoothing + column, mask=there, other=0.0)
     step = tl.load(scale + (row if PER_ROW else 0))
     zero = tl.minimum(tl.maximum(round_half_even(tl.load(zero_point)), LOW), HIGH)
     factor = tl.full((BLOCK,), 1.0, tl.float32)
@@ -142,20 +173,34 @@ def _forward(
     scale,
     zero_point,
     multipliers,
+    smoothing,
     columns,
     group,
     result,
     PER_ROW: tl.constexpr,
     GROUPED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The value m (q - z) s."""
     _, units, step, _, place, there = _units(
-        x, scale, zero_point, multipliers, columns, group, PER_ROW, GROUPED, LOW, HIGH, BLOCK
+        x,
+        scale,
+        zero_point,
+        multipliers,
+        smoothing,
+        columns,
+        group,
+        PER_ROW,
+        GROUPED,
+        SMOOTHED,
+        LOW,
+        HIGH,
+        BLOCK,
     )
-    tl.store(result + place, units * step, mask=there)
+    tl.store(result + place, (units * step).to(result.dtype.element_ty), mask=there)
 
 
 @jit
@@ -164,6 +209,7 @@ def _backward(
     scale,
     zero_point,
     multipliers,
+    smoothing,
     columns,
     group,
     gradient,
@@ -172,17 +218,34 @@ def _backward(
     to_zero,
     PER_ROW: tl.constexpr,
     GROUPED: tl.constexpr,
+    SMOOTHED: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The straight-through gradients; those of scale and zero point summed over the row."""
     value, units, step, inside, place, there = _units(
-        x, scale, zero_point, multipliers, columns, group, PER_ROW, GROUPED, LOW, HIGH, BLOCK
+        x,
+        scale,
+        zero_point,
+        multipliers,
+        smoothing,
+        columns,
+        group,
+        PER_ROW,
+        GROUPED,
+        SMOOTHED,
+        LOW,
+        HIGH,
+        BLOCK,
     )
-    given = tl.load(gradient + place, mask=there, other=0.0)
+    given = tl.load(gradient + place, mask=there, other=0.0).to(tl.float32)
     passed = tl.where(inside, given, 0.0)
-    tl.store(to_x + place, passed, mask=there)
+    back = passed
+    if SMOOTHED:
+        column = tl.arange(0, BLOCK)
+        back = passed * tl.load(smoothing + column, mask=there, other=0.0)
+    tl.store(to_x + place, back.to(to_x.dtype.element_ty), mask=there)
     row = tl.program_id(0)
     tl.store(to_scale + row, tl.sum(given * units - passed * tl.div_rn(value, step), axis=0))
     tl.store(to_zero + row, tl.sum((passed - given) * step, axis=0))

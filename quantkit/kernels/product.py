@@ -19,7 +19,7 @@ from quantkit.kernels.arithmetic import activate, code_of
 from quantkit.kernels.inputs import FLOATS, Codes, Function, Reads, apply_reference
 from quantkit.kernels.launch import blocks, jit, tl, uses_triton
 from quantkit.kernels.matrix import Matrix
-from quantkit.kernels.tuning import Tiles, tiles_for
+from quantkit.kernels.tuning import HOPPER, SINGLE, Tiles, tiles_for
 from quantkit.numerics import integer_linear
 
 __all__ = ["Operand", "product", "product_reference"]
@@ -77,7 +77,8 @@ def product(
         _product[grid](*_pointers(x, weight, reads, result), **settings, **options, WHOLE=whole)
 
     key = (values.dtype, outputs, weight.matrix.inputs, *settings.values(), result.dtype)
-    run(tiles_for(key, tokens, run, values.device))
+    tried = SINGLE if values.dtype == torch.float32 else HOPPER
+    run(tiles_for(key, tokens, run, values.device, tried))
     return result if codes is None else codes
 
 

@@ -8,7 +8,7 @@ import torch
 
 from quantkit.kernels.launch import power_of_two, triton
 
-__all__ = ["HOPPER", "SMALL", "Tiles", "chosen", "tiles_for"]
+__all__ = ["HOPPER", "SINGLE", "SMALL", "Tiles", "chosen", "tiles_for"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,15 @@ HOPPER = (
     Tiles(128, 256, 128, 8, 3),
     Tiles(256, 128, 128, 8, 3),
 )
+# Of float32, which the tensor cores do not take unrounded: what larger blocks hold leaves the
+# registers (3.6: 64 x 64 spills 1 to 2 KB a thread, 128 x 64 19 KB).
+SINGLE = (
+    Tiles(16, 16, 64, 4, 2),
+    Tiles(32, 32, 64, 4, 2),
+    Tiles(64, 32, 64, 4, 2),
+    Tiles(64, 64, 64, 8, 2),
+)
+MIDDLING = 2  # place in both
 SMALL = Tiles(32, 16, 64, 4, 2)  # for the interpreter
 
 _CHOSEN: dict[tuple[Any, ...], Tiles] = {}
@@ -57,14 +66,16 @@ def tiles_for(
     tokens: int,
     run: Callable[[Tiles], None],
     device: torch.device,
+    tried: Sequence[Tiles] = HOPPER,
 ) -> Tiles:
-    """The fastest of `HOPPER` for problems like this one.
+    """The fastest of those `tried` for problems like this one.
 
     Args:
         key: all that decides besides the number of tokens: sizes, dtypes, what is fused.
         tokens: rows of the input; problems up to the same power of two share a choice.
         run: launches the kernel with some tiles.
         device: on the CPU, where nothing is to be measured, the tiles are `SMALL`.
+        tried: what there is to choose from.
 
     While a CUDA graph is captured nothing can be timed: then it is the choice that the run
     before the capture made, or a middling one.
@@ -74,8 +85,8 @@ def tiles_for(
     where = (*key, power_of_two(tokens), device.index)
     if where not in _CHOSEN:
         if torch.cuda.is_current_stream_capturing():
-            return HOPPER[2]
-        _CHOSEN[where] = _fastest(run)
+            return tried[MIDDLING]
+        _CHOSEN[where] = _fastest(run, tried)
     return _CHOSEN[where]
 
 
@@ -84,9 +95,9 @@ def chosen() -> list[dict[str, Any]]:
     return [{"problem": list(map(str, key)), **asdict(tiles)} for key, tiles in _CHOSEN.items()]
 
 
-def _fastest(run: Callable[[Tiles], None]) -> Tiles:
+def _fastest(run: Callable[[Tiles], None], tried: Sequence[Tiles]) -> Tiles:
     times: dict[Tiles, float] = {}
-    for tiles in HOPPER:
+    for tiles in tried:
         try:
             times[tiles] = triton.testing.do_bench(
                 lambda tiles=tiles: run(tiles), warmup=3, rep=15, return_mode="median"

@@ -10,7 +10,7 @@ from quantkit.kernels.fake_quant import learned_fake_quantize
 from quantkit.numerics import Grid, centred_codes
 from quantkit.qat.chunks import SCRATCH, chunks, in_chunks, passed_inside
 
-__all__ = ["InputGrid", "Read", "fake_input", "input_values"]
+__all__ = ["InputGrid", "Read", "fake_input", "input_values", "product_type"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,14 @@ class Read:
 
 
 def fake_input(x: Tensor, at: InputGrid) -> Tensor:
-    """`x` [..., in] of any float type times the multiplier on its grid, computed in float32."""
+    """`x` [..., in] of any float type times the multiplier on its grid, computed in float32.
+
+    On a CPU it is float32, elsewhere what a product of it is computed in.
+    """
     if not in_chunks(x):
-        smoothed = x.float() if at.multiplier is None else x.float() * at.multiplier
-        return learned_fake_quantize(smoothed, at.scale, at.zero_point, at.grid)
+        return learned_fake_quantize(
+            x, at.scale, at.zero_point, at.grid, smoothing=at.multiplier, kind=product_type(x)
+        )
     result: Tensor = _FakeInput.apply(  # type: ignore[no-untyped-call]
         x, at.scale, at.zero_point, at.multiplier, at.ends()
     )
@@ -104,6 +108,13 @@ class _FakeInput(torch.autograd.Function):
         to_scale = sums[0] - sums[1] if learns_scale else None
         to_zero = (sums[3] - sums[2]) * scale if learns_zero else None
         return passed, to_scale, to_zero, None, None
+
+
+def product_type(x: Tensor) -> torch.dtype:
+    """What a product of `x` is computed in: autocast's type, or float32."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return torch.float32
 
 
 def input_values(

@@ -19,7 +19,7 @@ from quantkit.integers import in_groups
 from quantkit.kernels.fake_quant import learned_fake_quantize
 from quantkit.numerics import Grid, centred_codes
 from quantkit.qat.chunks import SCRATCH, in_chunks, passed_inside, rows_at_a_time
-from quantkit.qat.inputs import Read, input_values
+from quantkit.qat.inputs import Read, input_values, product_type
 
 __all__ = ["fake_linear", "fake_weight"]
 
@@ -46,21 +46,31 @@ def fake_linear(
     """
     x = read.values
     if not in_chunks(x):
-        return linear(x, fake_weight(weight, scale, multipliers, grid), bias)
+        return linear(x, fake_weight(weight, scale, multipliers, grid, product_type(x)), bias)
     result: Tensor = _FakeLinear.apply(  # type: ignore[no-untyped-call]
-        x, weight, scale, bias, multipliers, grid, _product_type(x), read
+        x, weight, scale, bias, multipliers, grid, product_type(x), read
     )
     return result
 
 
-def fake_weight(weight: Tensor, scale: Tensor, multipliers: Tensor | None, grid: Grid) -> Tensor:
-    """`weight` [..., columns] on its grid; `scale` is [..., 1], `multipliers` [..., groups]."""
+def fake_weight(
+    weight: Tensor,
+    scale: Tensor,
+    multipliers: Tensor | None,
+    grid: Grid,
+    kind: torch.dtype = torch.float32,
+) -> Tensor:
+    """`weight` [..., columns] on its grid, as `kind`.
+
+    `scale` is [..., 1], `multipliers` [..., groups].
+    """
     zero = scale.new_zeros(())
     if multipliers is None:
-        return learned_fake_quantize(weight, scale, zero, grid)
-    grouped = in_groups(weight, multipliers.shape[-1])
-    factors = multipliers[..., None].to(scale.dtype)
-    return learned_fake_quantize(grouped, scale[..., None], zero, grid, factors).flatten(-2)
+        return learned_fake_quantize(weight, scale, zero, grid, kind=kind)
+    grouped, factors = in_groups(weight, multipliers.shape[-1]), multipliers[..., None]
+    factors = factors.to(scale.dtype)
+    result = learned_fake_quantize(grouped, scale[..., None], zero, grid, factors, kind=kind)
+    return result.flatten(-2)
 
 
 class _FakeLinear(torch.autograd.Function):
@@ -126,13 +136,6 @@ class _FakeLinear(torch.autograd.Function):
             outputs.sum(0, dtype=weight.dtype) if to_bias else None,
             *[None] * 4,
         )
-
-
-def _product_type(x: Tensor) -> torch.dtype:
-    """What autocast would compute a product of `x` in."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return torch.float32
 
 
 def _weight_chunks(
