@@ -146,7 +146,8 @@ def test_a_step_of_qat_starts_two_kernels_for_each_grid(
     recipe = with_bits(Recipe(name="training", task="none", model="none"), bits)
     recipe = with_changes(recipe, {"rounding": {"name": "nearest"}})
     tokens = {name: torch.from_numpy(a) for name, a in full_arrays(4, 16, 500).items()}
-    trained = prepare(model, quantize(model, [tokens], recipe=recipe), Lsq()).to(META)
+    trained: Any = prepare(model, quantize(model, [tokens], recipe=recipe), Lsq())
+    trained.to(META)
     assert any(name.endswith("multiplier") for name, _ in trained.named_buffers())
     launches = record(monkeypatch)
     for module in (inputs, products):  # autocast knows nothing of this device
