@@ -4,6 +4,9 @@ Without Triton it is the plain torch functions that run here; `make test-kernels
 tests through Triton's interpreter.
 """
 
+import importlib
+import os
+
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +26,8 @@ from quantkit.kernels import (
     product,
 )
 from quantkit.kernels.matrix import pack_halves, unpack_halves
+from quantkit.kernels.product import product_reference
+from quantkit.kernels.tuning import HOPPER, SINGLE, Tiles, suitable
 from quantkit.modules import InputQuantizer, QuantEmbedding, QuantLinear, TokenQuantizer
 from quantkit.numerics import asymmetric_grid, centre, quantize_float8
 
@@ -165,6 +170,32 @@ def test_weight_only_products(bits: int, groups: int | None, dtype: torch.dtype)
     expected = QuantLinear(matrix, bias, None)(x.float())
     found = product(x, Operand.of(Matrix.of(matrix), bias, FLOATS), torch.float32)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="tiles are Triton's")
+@pytest.mark.parametrize("tiles", HOPPER, ids=str)
+def test_no_tile_changes_a_product(tiles: Tiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger than the matrix, or not dividing it."""
+    module = importlib.import_module("quantkit.kernels.product")
+    monkeypatch.setattr(module, "tiles_for", lambda *_: tiles)
+    reads, _ = static(multiplied=False)
+    codes = reads.codes(values(150, 192, seed=3))
+    for bits, groups in ((8, None), (4, 6)):
+        weight = Operand.of(
+            Matrix.of(integers(bits, groups, rows=200, width=192)), values(200, seed=2), reads
+        )
+        found = product(codes, weight, torch.float32)
+        expected = product_reference(codes, weight, torch.float32)
+        assert isinstance(found, Tensor)
+        assert isinstance(expected, Tensor)
+        assert torch.equal(found, expected)
+
+
+def test_tiles_that_are_tried_fit_the_number_of_tokens() -> None:
+    for tokens, least, most in ((1, 16, 32), (20, 16, 32), (1024, 16, 256), (16384, 64, 256)):
+        found = {tiles.tokens for tiles in suitable(HOPPER, tokens)}
+        assert (min(found), max(found)) == (least, most)
+        assert suitable(SINGLE, tokens)
 
 
 def test_a_product_may_end_in_the_next_products_codes() -> None:

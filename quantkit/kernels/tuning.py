@@ -8,7 +8,7 @@ import torch
 
 from quantkit.kernels.launch import power_of_two, triton
 
-__all__ = ["HOPPER", "SINGLE", "SMALL", "Tiles", "chosen", "tiles_for"]
+__all__ = ["HOPPER", "SINGLE", "SMALL", "Tiles", "chosen", "suitable", "tiles_for"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,11 @@ class Tiles:
 
 
 # What is tried on a GPU. A warpgroup's matrix instruction takes 64 outputs at once, so that
-# larger blocks have one or two warpgroups; few tokens want small blocks, to fill 132 processors.
+# larger blocks have one or two warpgroups; few tokens want small blocks, to fill 132 processors:
+# a single text of BERT-base's 768 outputs is 48 of the smallest.
 HOPPER = (
+    Tiles(16, 16, 256, 2, 4),
+    Tiles(32, 16, 256, 4, 4),
     Tiles(64, 16, 128, 4, 4),
     Tiles(64, 32, 128, 4, 4),
     Tiles(64, 64, 128, 4, 4),
@@ -55,7 +58,8 @@ SINGLE = (
     Tiles(64, 32, 64, 4, 2),
     Tiles(64, 64, 64, 8, 2),
 )
-MIDDLING = 2  # place in both
+MIDDLING = 3  # place in both
+MOST_BLOCKS = 128  # of tokens, below each other, in tiles that are still tried
 SMALL = Tiles(32, 16, 64, 4, 2)  # for the interpreter
 
 _CHOSEN: dict[tuple[Any, ...], Tiles] = {}
@@ -86,8 +90,17 @@ def tiles_for(
     if where not in _CHOSEN:
         if torch.cuda.is_current_stream_capturing():
             return tried[MIDDLING]
-        _CHOSEN[where] = _fastest(run, tried)
+        _CHOSEN[where] = _fastest(run, suitable(tried, tokens))
     return _CHOSEN[where]
+
+
+def suitable(tried: Sequence[Tiles], tokens: int) -> list[Tiles]:
+    """Those that are not far too large for so many tokens, and not far too small.
+
+    For 16 tokens the tiles of at most 32, for 8,192 those of at least 64.
+    """
+    least, most = min(tokens // MOST_BLOCKS, 64), max(32, 2 * tokens)
+    return [tiles for tiles in tried if least <= tiles.tokens <= most]
 
 
 def chosen() -> list[dict[str, Any]]:
