@@ -1,39 +1,27 @@
-"""Models for `cuda_speed.py` and `cuda_training.py`, of seeded random weights, and their files.
+"""Models for `cuda_speed.py` and `cuda_training.py`, of seeded random weights.
 
 Speed and memory depend on the shapes and not on what the weights say; checkpoints of one's own can
 take their place.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import bert_sizes
 import torch
-from cuda_measure import full_arrays
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from quantkit.encoder import describe
-from quantkit.exporter.bert import build
-from quantkit.exporter.folder import export_path
-from quantkit.exporter.saving import save_model
 from quantkit.integers import LARGEST_MULTIPLIER, Integers
 from quantkit.layout import FORMAT, METADATA, WEIGHTS
-from quantkit.numerics import quantize as quantized_codes
-from quantkit.numerics import scale_and_zero_point, symmetric_grid
-from quantkit.onnx_file import Target
-from quantkit.ptq import quantize
-from quantkit.recipe import Recipe, with_bits, with_changes, with_target
+from quantkit.numerics import quantize, scale_and_zero_point, symmetric_grid
 
-__all__ = ["Sizes", "make_files", "make_folders", "random_model"]
+__all__ = ["Sizes", "make_folders", "random_model"]
 
 GROUP = 64  # inputs that share a multiplier in the 4-bit candidates
-_QUICK = {"rounding": {"name": "nearest"}, "smoothing": {"name": "none"}}
 
 
 @dataclass(frozen=True)
@@ -63,30 +51,6 @@ def make_folders(sizes: Sizes, folder: Path) -> None:
     for name, bits, inputs in (("w8a8", 8, 8), ("w4a8", 4, 8), ("w4a16", 4, 16)):
         if not (folder / name / METADATA).is_file():
             _write_packed(model, folder / name, bits, inputs)
-
-
-def make_files(sizes: Sizes, folder: Path, targets: Sequence[Target]) -> None:
-    """Write ONNX files of the same float weights, and of 8-bit and 4-bit codes.
-
-    Exporting would prove that they answer as their models do, which tests have done.
-    """
-    tokenizer = Tokenizer(WordLevel({f"w{at}": at for at in range(sizes.vocab)}, "w0"))
-    plain = Recipe(name="files", task="none", model="none")
-    for name, bits in (("float", 0), ("w8a8", 8), ("w4a16", 4)):
-        tokenizer.save(str(folder / name / "tokenizer.json"))
-        for target in targets:
-            model = random_model(sizes)
-            model.train(False)
-            if bits:
-                recipe = with_changes(with_target(with_bits(plain, bits), target), _QUICK)
-                if name == "w4a16":
-                    recipe = with_changes(recipe, {"activations.bits": 16})
-                batch = full_arrays(4, 16, sizes.vocab)
-                tokens = {each: torch.from_numpy(values) for each, values in batch.items()}
-                model = quantize(model, [tokens], recipe=recipe).model
-            path = export_path(model, folder / name, target)
-            if not path.is_file():
-                save_model(build(model, {"quantkit.target": target}, target), path)
 
 
 def _write_packed(model: PreTrainedModel, folder: Path, bits: int, inputs: int) -> None:
@@ -122,14 +86,14 @@ def _nearest(weight: Tensor, bits: int) -> Integers:
     columns = weight.shape[1]
     if bits == 8 or columns % GROUP:
         scale, _ = scale_and_zero_point(-bound, bound, grid)
-        return Integers.of(quantized_codes(weight, scale, zero, grid), scale, bits)
+        return Integers.of(quantize(weight, scale, zero, grid), scale, bits)
     narrow = bound / LARGEST_MULTIPLIER
     scale, _ = scale_and_zero_point(-narrow, narrow, grid)
     grouped = weight.view(len(weight), -1, GROUP)
     wanted = grouped.abs().amax(2) / (scale * grid.qmax)
     multipliers = wanted.ceil().clamp(1, LARGEST_MULTIPLIER).to(torch.int8)
     step = (scale * multipliers)[:, :, None]
-    codes = quantized_codes(grouped, step, zero, grid).flatten(1)
+    codes = quantize(grouped, step, zero, grid).flatten(1)
     return Integers.of(codes, scale, bits, multipliers)
 
 

@@ -33,7 +33,7 @@ from cuda_measure import (
     memory,
     milliseconds,
 )
-from cuda_models import Sizes, make_files, make_folders
+from cuda_models import Sizes, make_folders
 from cuda_tokens import answers, load_encoded, padding_of
 from harness import RESULTS, Bar, finish, table
 from safetensors import safe_open
@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make_folders(_sizes(options), models)
         wanted = any(name.startswith("onnxruntime") for name in options.candidates)
         if wanted and _has_provider(options.device):
+            from cuda_files import make_files  # which wants more than the rest of the script
+
             gpu = options.device == "cuda"
             make_files(_sizes(options), models, ("cuda", "cuda-unpadded") if gpu else ("cpu",))
     begin = time.monotonic()
