@@ -12,7 +12,8 @@ Of quantkit's `train` dependencies it needs all but datasets and evaluate. What 
 carried there as a folder for PYTHONPATH:
 
     pip install --target packages --no-deps --only-binary :all: --python-version 3.12
-        --platform manylinux2014_x86_64 pydantic pydantic-core annotated-types typing-inspection
+        --platform manylinux2014_x86_64
+        pydantic pydantic-core annotated-types typing-inspection rich
 """
 
 import argparse
@@ -31,7 +32,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit.answers import decisions
 from quantkit.batching import Encoded, collate, equal_length_batches
-from quantkit.checkpoint import load_float, load_for_training, reachable_rows, save_float
+from quantkit.checkpoint import (
+    load_float,
+    load_for_training,
+    padding_of,
+    reachable_rows,
+    save_float,
+)
 from quantkit.files import new_folder, read_json, write_json
 from quantkit.method import Method
 from quantkit.metrics import main_score
@@ -59,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end, failed = time.monotonic() + 60 * options.minutes, []
     while (waiting or running) and time.monotonic() < end:
         while waiting and len(running) < options.processes:
-            running[waiting[0]] = _start(waiting.pop(0), options)
+            unit = waiting.pop(0)
+            running[unit] = _start(unit, options)
         time.sleep(1)
         for unit, process in list(running.items()):
             if process.poll() is not None:
@@ -141,7 +149,7 @@ class _Unit:
             self.rows["train"],
             self.rows["validation"],
             settings,
-            pad_token_id=int(tokenizer.pad_token_id or 0),
+            pad_token_id=padding_of(tokenizer),
             score=self.score,
             state_folder=self.folder / f"{name}-training",
             method=method,
@@ -151,8 +159,9 @@ class _Unit:
 
     def answer(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the answers on the test rows, which marks the method as done."""
-        padding = int(tokenizer.pad_token_id or 0)
-        outputs = predict(_moved(model, self.device), self.rows["test"], pad_token_id=padding)
+        outputs = predict(
+            _moved(model, self.device), self.rows["test"], pad_token_id=padding_of(tokenizer)
+        )
         partial = self.folder / f".{name}.npz"
         write_outputs(partial, outputs)
         partial.rename(self.folder / f"{name}.npz")
@@ -217,10 +226,9 @@ def _ptq(
     counts = np.zeros(rows, np.int64)
     for at in range(len(train)):
         counts += np.bincount(train.ids[at], minlength=rows)
-    padding = int(tokenizer.pad_token_id or 0)
     return quantize(
         model,
-        _calibration(train, recipe, padding),
+        _calibration(train, recipe, padding_of(tokenizer)),
         recipe=recipe,
         reachable_rows=rows,
         word_counts=torch.from_numpy(counts) if recipe.embeddings.bits == 4 else None,

@@ -34,6 +34,7 @@ __all__ = [
     "length_limit",
     "load_float",
     "load_for_training",
+    "padding_of",
     "reachable_rows",
     "save_float",
     "takes_token_types",
@@ -152,6 +153,11 @@ def reachable_rows(tokenizer: PreTrainedTokenizerBase) -> int:
     IndoBERT-base declares 50,000 rows; its tokenizer reaches 30,521 of them.
     """
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of the padding token; 0 where there is none."""
+    return int(tokenizer.pad_token_id or 0)
 
 
 def label_names(model: PreTrainedModel) -> list[str]:

@@ -7,12 +7,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit.answers import decisions
+from quantkit.checkpoint import padding_of
 from quantkit.data import TaskData, inputs_of, references_of
 from quantkit.errors import ParityError
 from quantkit.metrics import MAIN, agreement, main_score
 from quantkit.prediction import predict
 from quantkit.runtime import load
-from quantkit.training_rows import encoded_split, padding_of
+from quantkit.training_rows import encoded_split
 
 __all__ = ["FileCheck", "check_file"]
 

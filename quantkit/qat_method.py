@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit.batching import Encoded
+from quantkit.checkpoint import padding_of
 from quantkit.closeness import divergence
 from quantkit.errors import QuantkitError, RecipeError
 from quantkit.heads import Head
@@ -18,7 +19,6 @@ from quantkit.ptq.resume import fingerprint
 from quantkit.qat import Lsq, diagnose, parameter_groups, refuse_dead_inputs, set_progress
 from quantkit.recipe import Qat
 from quantkit.teacher import DistillationLoss, load_teacher
-from quantkit.training_rows import padding_of
 from quantkit.training_slots import NOBODY, SELF
 
 __all__ = ["qat_method"]

@@ -9,7 +9,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit.batching import encode_unlabelled
 from quantkit.calibration_texts import calibration_batches, word_counts
-from quantkit.checkpoint import length_limit, load_float, reachable_rows, takes_token_types
+from quantkit.checkpoint import (
+    length_limit,
+    load_float,
+    padding_of,
+    reachable_rows,
+    takes_token_types,
+)
 from quantkit.encoder import describe, head_of
 from quantkit.exporter import Exported, export
 from quantkit.files import write_json
@@ -21,7 +27,6 @@ from quantkit.prediction import predict
 from quantkit.ptq import LayerStore, Progress, Quantized, quantize
 from quantkit.recipe import Recipe
 from quantkit.tokenization import Inputs
-from quantkit.training_rows import padding_of
 from quantkit.trim import Coverage, Trimmed, trim_to_corpus
 
 __all__ = [

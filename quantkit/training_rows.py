@@ -7,12 +7,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit.answers import decisions
 from quantkit.batching import Encoded, encode
-from quantkit.checkpoint import takes_token_types
+from quantkit.checkpoint import padding_of, takes_token_types
 from quantkit.data import TaskData, inputs_of, references_of
 from quantkit.metrics import main_score
 from quantkit.prediction import Outputs
 
-__all__ = ["TrainingRows", "encoded_split", "padding_of"]
+__all__ = ["TrainingRows", "encoded_split"]
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,3 @@ def encoded_split(
         limit,
         types=takes_token_types(model),
     )
-
-
-def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the padding token; 0 where there is none."""
-    return int(tokenizer.pad_token_id or 0)

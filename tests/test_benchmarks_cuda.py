@@ -1,6 +1,7 @@
 """The GPU benchmarks at toy size on the CPU: measured, resumed, prepared, trained and scored."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -155,17 +156,33 @@ def test_a_study_from_rows_to_scores(places: dict[str, str]) -> None:
     given = ["--model", places["model"], "--data", places["rows.csv"], "--out"]
     cuda_prepare.main(["study", places["study.yaml"], *given, places["prepared"]])
     inside = [*prepared, *work, "--model", places["model"]]
-    Path(places["work"], "small-0").mkdir(parents=True)
-    assert cuda_study.main([*inside, "--unit", "small", "0"]) == 0
+    assert cuda_study.main(inside) == 0  # a process for each unit
     files = {file.stem for file in Path(places["work"], "small-0").glob("*.npz")}
     assert files == {"float", "student", "w8a8-ptq", "w8a8-qat"}
+    before = (Path(places["work"]) / "small-0" / "log.txt").stat().st_mtime_ns
     assert cuda_study.main(inside) == 0  # nothing is left to be done
+    assert (Path(places["work"]) / "small-0" / "log.txt").stat().st_mtime_ns == before
     cuda_prepare.main(["score", *prepared, *work, "--results", places["results"]])
     found = _json(Path(places["results"], "toy_small_0.json"))
     assert set(found["scores"]) == files
     assert set(found["training"]) == {"float", "student", "w8a8-qat"}
     assert 0 <= found["scores"]["w8a8-ptq"]["agreement"] <= 1
     assert torch.isfinite(torch.tensor(found["training"]["w8a8-qat"]["best_score"]))
+
+
+def test_a_bare_machine_is_enough() -> None:
+    """It has neither datasets nor evaluate; measuring the engine takes no pydantic and no onnx."""
+    bare = {
+        "cuda_speed": ("pydantic", "onnx", "onnxruntime"),
+        "cuda_study": (),
+        "cuda_training": (),
+        "cuda_files": (),
+    }
+    for script, others in bare.items():
+        missing = dict.fromkeys(("datasets", "evaluate", *others))
+        program = f"import sys; sys.modules.update({missing}); import {script}"
+        folder = Path(__file__).parent.parent / "benchmarks"
+        subprocess.run([sys.executable, "-c", program], check=True, cwd=folder)
 
 
 def test_training_steps_are_measured_beside_the_formula(

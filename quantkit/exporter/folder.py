@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from quantkit import __version__
 from quantkit.checkpoint import length_limit, reachable_rows
-from quantkit.data.builtin import load_builtin
 from quantkit.encoder import describe, head_of, rolled_config
 from quantkit.errors import CheckpointError, RecipeError
 from quantkit.exporter import recurrent
@@ -191,4 +190,7 @@ def _is_narrow(model: PreTrainedModel) -> bool:
 
 @cache
 def _builtin_sentences() -> tuple[str, ...]:
+    # Tables are made with `datasets`, which building a graph on a machine without it must not want.
+    from quantkit.data.builtin import load_builtin
+
     return tuple(load_builtin().splits["test"]["text"][:GATE_SENTENCES])
