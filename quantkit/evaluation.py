@@ -27,7 +27,15 @@ class Evaluation:
     notes: tuple[str, ...]
 
 
-def evaluate_folder(folder: Path, task: str, data: Path | None, split: str) -> Evaluation:
+def evaluate_folder(
+    folder: Path,
+    task: str,
+    data: Path | None,
+    split: str,
+    *,
+    engine: str = "onnxruntime",
+    device: str = "cpu",
+) -> Evaluation:
     """Score a model on a task's rows; on another task than its own, without what it has seen.
 
     Args:
@@ -35,12 +43,14 @@ def evaluate_folder(folder: Path, task: str, data: Path | None, split: str) -> E
         task: a task's name, or "".
         data: the dataset's folder, or None.
         split: train, validation or test.
+        engine: as `load` has it.
+        device: `cpu` or `cuda`.
 
     Raises:
         DataError: no task, an unknown split, or a model that answers something else than the
             task asks.
     """
-    session = load(folder)
+    session = load(folder, engine=engine, device=device)
     run = Run(folder_of(session.path).parent)
     own = run.recipe() if run.complete else None
     if own is not None and task in ("", own.task):

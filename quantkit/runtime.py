@@ -4,7 +4,7 @@ session = quantkit.load("runs/smsa/int8")
 session.predict(["makanannya enak sekali"])   # [Prediction(label='positive', score=0.98)]
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -23,10 +23,12 @@ from quantkit.onnx_file import (
     TARGETS,
     Interface,
     ModelFile,
+    exported_targets,
     find_onnx,
     folder_of,
     output_name,
     read_tokenizer,
+    target_of,
 )
 from quantkit.openvino_backend import OpenvinoBackend, open_portable
 from quantkit.providers import (
@@ -99,8 +101,8 @@ def load(
             there, and a warning says so.
         engine: `onnxruntime`; `openvino`, on the CPU; `torch`, which reads the checkpoint itself
             and runs Triton kernels; or `auto`: ONNX Runtime on the CPU, and on CUDA what measures
-            fastest when the folder is opened, of both engines there and of the torch engine in
-            float16. The times are in `notes`.
+            fastest when the folder is opened: ONNX Runtime with and without graphs, the torch
+            engine, and that in float16. The times are in `notes`.
         precision: of the torch engine, see `quantkit.engine.open_session`.
         graphs: on CUDA, ONNX Runtime keeps inputs and outputs on the device and replays a CUDA
             graph for each size of batch, see `quantkit.bound`. The torch engine always does.
@@ -116,23 +118,11 @@ def load(
         raise RecipeError("graphs are CUDA's. Pass device='cuda', or leave them out.")
     if engine == "openvino":
         return _load_openvino(Path(folder), threads, cache)
-    onnx = partial(_load_onnx, Path(folder), device, threads, cache, graphs)
     if engine == "torch":
         return _load_torch(Path(folder), device, precision)
     if engine == "auto" and device == "cuda":
-        packed = Path(folder).is_dir() and precision is None
-        choice = fastest(
-            {"torch": partial(_load_torch, Path(folder), device, precision)}
-            | {"onnxruntime": onnx}
-            | (
-                {"torch float16": partial(_load_torch, Path(folder), device, "float16")}
-                if packed
-                else {}
-            )
-        )
-        choice.session.notes = choice.notes()
-        return choice.session
-    return onnx()
+        return _fastest_on_cuda(Path(folder), threads, precision, graphs)
+    return _load_onnx(Path(folder), device, threads, cache, graphs)
 
 
 def check_engine(engine: str, device: str) -> None:
@@ -146,6 +136,25 @@ def check_engine(engine: str, device: str) -> None:
             raise RecipeError(f"{name} is {value!r}; quantkit knows {', '.join(known)}.")
     if engine == "openvino" and device != "cpu":
         raise RecipeError("OpenVINO runs on the CPU here. Pass device='cpu', or another engine.")
+
+
+def _fastest_on_cuda(
+    path: Path, threads: int | None, precision: str | None, graphs: bool
+) -> Session:
+    """The session that measures fastest here, with all times in its notes."""
+    onnx = partial(_load_onnx, path, "cuda", threads, None)
+    opening: dict[str, Callable[[], Session]] = {
+        "torch": partial(_load_torch, path, "cuda", precision),
+        "onnxruntime": partial(onnx, graphs),
+    }
+    targets = exported_targets(path) if path.is_dir() else [target_of(path)]
+    if not graphs and "cuda" in targets:
+        opening["onnxruntime with graphs"] = partial(onnx, True)
+    if path.is_dir() and precision is None:
+        opening["torch float16"] = partial(_load_torch, path, "cuda", "float16")
+    choice = fastest(opening)
+    choice.session.notes = choice.notes()
+    return choice.session
 
 
 def _load_torch(folder: Path, device: str, precision: Any) -> Session:  # noqa: ANN401
@@ -182,6 +191,8 @@ def _load_onnx(
     except Warning:  # where warnings are errors
         raise
     except Exception as problem:  # onnxruntime raises classes of its own, without a base
+        if device != "cpu" and provider("cpu") in str(problem):  # where no CPU has a kernel
+            raise _no_libraries(path, provider("cpu"), name, missing) from None
         raise CheckpointError(f"{path} cannot be opened: {problem}. Export it again.") from None
     _check_place(inference, path, device, missing)
     return_freed_memory()  # what unfolding 4-bit weights took is twice what they take then
@@ -207,11 +218,7 @@ def _check_place(
     """Refuse a session that runs elsewhere than it should; ONNX Runtime falls back silently."""
     wanted, found = provider(device), inference.get_providers()[0]
     if found != wanted:
-        raise DependencyError(
-            f"onnxruntime opened {path} on {found}, not on {wanted}, whose libraries it did not "
-            f"find{f' ({missing})' if missing else ''}. Install those that this onnxruntime was "
-            f"built for, pip install 'quantkit[gpu]', or load with device='cpu'."
-        )
+        raise _no_libraries(path, found, wanted, missing)
     if device == "cpu":
         return
     if host := host_operators(inference):
@@ -222,6 +229,14 @@ def _check_place(
             f"again: quantkit export {folder_of(path)} --target {TARGETS[device][0]} (which needs "
             f"onnxruntime-gpu 1.27; with --target cuda-unpadded 1.24)"
         )
+
+
+def _no_libraries(path: Path, found: str, wanted: str, missing: str) -> DependencyError:
+    return DependencyError(
+        f"onnxruntime opened {path} on {found}, not on {wanted}, whose libraries it did not "
+        f"find{f' ({missing})' if missing else ''}. Install those that this onnxruntime was "
+        f"built for, pip install 'quantkit[gpu]', or load with device='cpu'."
+    )
 
 
 def _load_openvino(folder: Path, threads: int | None, cache: str | Path | None) -> Session:

@@ -43,6 +43,18 @@ def test_a_float_folder_gets_a_file_for_cuda(copied: Line) -> None:
     assert parity["half_disagreements"] == 0
     with pytest.raises(CheckpointError, match="for cuda"):
         quantkit.load(folder / "onnx" / "cuda" / "model_fp16.onnx")
+    assert printed.rstrip().endswith("model_fp16.onnx --device cuda")
+    printed = succeed("export", folder, "--target", "cuda-unpadded")
+    assert str(folder / "onnx" / "cuda-unpadded" / "model_fp16.onnx") in printed
+    assert read_json(folder / "parity-cuda-unpadded.json")["passed"]
+
+
+@pytest.mark.parametrize("command", [("predict", "makanannya enak", "--model"), ("eval",)])
+def test_a_device_that_is_not_there_is_said(command: tuple[str, ...], line: Line) -> None:
+    outcome = invoke(*command, line.runs / "smsa" / "w8a8", "--device", "cuda")
+    assert outcome.code == 2
+    assert "This onnxruntime has no 'cuda' provider" in outcome.err
+    assert "quantkit[gpu]" in outcome.err
 
 
 def test_a_packed_model_with_zero_points_serves_both_but_not_cuda(copied: Line) -> None:

@@ -191,6 +191,21 @@ def test_a_session_answers(
         assert (found.replays, found.launches) == (2, 0)  # batches of 8 and of 1
 
 
+def test_the_fastest_of_what_can_be_opened_is_taken(
+    tokenizer: PreTrainedTokenizerBase, runtime: CDLL, tmp_path: Path
+) -> None:
+    export(model_of("Bert"), tokenizer, tmp_path, target="cuda")
+    session = quantkit.load(tmp_path, device="cuda")
+    assert session.logits(["makanan enak"]).shape == (1, 3)
+    tried = {note.partition(":")[0].removesuffix(" (chosen)") for note in session.notes}
+    # torch sees no GPU.
+    assert {"onnxruntime", "onnxruntime with graphs"} <= tried
+    assert sum("(chosen)" in note for note in session.notes) == 1
+    assert any(
+        note.startswith("torch was not tried: torch finds no CUDA") for note in session.notes
+    )
+
+
 def test_a_session_without_padding_answers_but_makes_no_graphs(
     tokenizer: PreTrainedTokenizerBase, runtime: CDLL, tmp_path: Path
 ) -> None:

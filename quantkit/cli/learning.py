@@ -21,9 +21,10 @@ from quantkit.cli.options import (
     run_named,
     say,
     say_next,
+    say_predict,
 )
 from quantkit.cli.progress import progress
-from quantkit.cli.steps import EXAMPLE, finetune_and_say, resolved, run_and_recipe, say_quantized
+from quantkit.cli.steps import finetune_and_say, resolved, run_and_recipe, say_quantized
 
 if TYPE_CHECKING:
     from quantkit.qat_line import TrainedFolder
@@ -72,7 +73,7 @@ def qat(
         )
     if made is not None:  # of several processes one speaks
         _say_trained(made)
-        say_next(f'quantkit predict "{EXAMPLE}" --model {made.folder}')
+        say_predict(made.folder)
         say_next(f"quantkit bench {run.folder.name}")
 
 

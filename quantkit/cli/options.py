@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RUNS",
     "Data",
+    "Device",
     "Label",
     "Model",
     "Name",
@@ -38,8 +39,11 @@ __all__ = [
     "run_named",
     "say",
     "say_next",
+    "say_predict",
     "table_of",
 ]
+
+EXAMPLE = "makanannya enak sekali"
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, or a shipped one's name.")]
 RunArgument = Annotated[str, typer.Argument(help="A run's name; default: the latest one.")]
@@ -59,6 +63,7 @@ Set = Annotated[
 Target = Annotated[
     str, typer.Option(help="Where the file is to run: cpu, portable, cuda or cuda-unpadded.")
 ]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Text = Annotated[str, typer.Option(help="A table of your own: the column with the texts.")]
 Label = Annotated[str, typer.Option(help="A table of your own: the column with the labels.")]
 TextPair = Annotated[str, typer.Option(help="A table of your own: the second text of a pair.")]
@@ -139,3 +144,12 @@ def say(line: str) -> None:
 def say_next(command: str) -> None:
     """The command that is natural now."""
     typer.echo(f"Next: {command}")
+
+
+def say_predict(model: Path) -> None:
+    """How to ask a model that was just made, on the device that its file is for."""
+    from quantkit.onnx_file import CUDA, exported_targets, target_of
+
+    targets = [target_of(model)] if model.is_file() else exported_targets(model)
+    device = " --device cuda" if targets and CUDA.issuperset(targets) else ""
+    say_next(f'quantkit predict "{EXAMPLE}" --model {model}{device}')

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from quantkit.cli.app import app
-from quantkit.cli.options import RUNS, Data, Runs, newest_quantized, say, say_next
+from quantkit.cli.options import RUNS, Data, Device, Runs, newest_quantized, say, say_next
 from quantkit.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["evaluate", "predict"]
 
 Row = str | Mapping[str, Any]
+Engine = Annotated[
+    str, typer.Option(help="onnxruntime, openvino (a portable file) or torch (a checkpoint).")
+]
 
 PLAIN = ("pearson", "spearman", "cosine", "rmse", "mae")  # scores that are no shares
 
@@ -30,13 +33,15 @@ def evaluate(
     task: Annotated[str, typer.Option(help="Default: the run's task.")] = "",
     data: Data = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    engine: Engine = "onnxruntime",
+    device: Device = "cpu",
     runs: Runs = RUNS,
 ) -> None:
     """Score an exported model on a task's rows."""
     from quantkit.evaluation import evaluate_folder
 
     folder = model or newest_quantized(runs)
-    found = evaluate_folder(folder, task, data, split)
+    found = evaluate_folder(folder, task, data, split, engine=engine, device=device)
     for note in found.notes:
         say(f"Note: {note}")
     for key, value in found.scores.items():
@@ -58,9 +63,8 @@ def predict(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     model: Annotated[Path | None, typer.Option(help="An exported folder.")] = None,
-    engine: Annotated[
-        str, typer.Option(help="onnxruntime, openvino (a portable file) or torch (a checkpoint).")
-    ] = "onnxruntime",
+    engine: Engine = "onnxruntime",
+    device: Device = "cpu",
     runs: Runs = RUNS,
 ) -> None:
     """Answer texts with an exported model; needs no torch, unless that is the engine.
@@ -71,7 +75,7 @@ def predict(
 
     if bool(texts) == bool(file):
         raise RecipeError("predict takes texts, or --file FILE (- for standard input).")
-    session = load(model or newest_quantized(runs), engine=engine)
+    session = load(model or newest_quantized(runs), engine=engine, device=device)
     if file:
         with _lines(file) as lines:
             _print(_answers(session, _rows(lines, file)))

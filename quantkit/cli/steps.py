@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from quantkit.cli.options import changes_of, recipe_of, run_named, say, say_next
+from quantkit.cli.options import changes_of, recipe_of, run_named, say, say_predict
 from quantkit.cli.progress import progress
 from quantkit.errors import CheckpointError
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from quantkit.runs import Run
 
 __all__ = [
-    "EXAMPLE",
     "finetune_and_say",
     "measure_and_say",
     "ptq_and_say",
@@ -25,7 +24,6 @@ __all__ = [
     "say_quantized",
 ]
 
-EXAMPLE = "makanannya enak sekali"
 COSTLIEST = 5  # layers that are named with what they lost
 
 
@@ -145,4 +143,4 @@ def measure_and_say(
     typer.echo(to_markdown(report))
     say(f"Report: {run.folder / 'report.json'} and report.md")
     folder = run.float_folder if recipe.is_recurrent else run.quantized_folder(recipe)
-    say_next(f'quantkit predict "{EXAMPLE}" --model {folder}')
+    say_predict(folder)

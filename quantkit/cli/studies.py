@@ -9,6 +9,7 @@ from quantkit.cli.app import app
 from quantkit.cli.options import (
     RUNS,
     Data,
+    Device,
     Model,
     RecipeArgument,
     RunArgument,
@@ -43,7 +44,7 @@ def bench(
             "CUDA whichever measures faster."
         ),
     ] = "auto",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     cache: Annotated[
         Path | None, typer.Option(help="Folder of optimized graphs: sessions open by them.")
     ] = None,

@@ -31,12 +31,12 @@ from quantkit.cli.options import (
     run_named,
     say,
     say_next,
+    say_predict,
     table_of,
 )
 from quantkit.cli.progress import progress
 from quantkit.cli.sensitivity import ptq_within_and_say
 from quantkit.cli.steps import (
-    EXAMPLE,
     finetune_and_say,
     measure_and_say,
     ptq_and_say,
@@ -113,7 +113,7 @@ def ptq(
         ptq_and_say(made_by, chosen, data or chosen.data(), overwrite)
     else:
         ptq_within_and_say(made_by, chosen, data or chosen.data(), max_drop, overwrite)
-    say_next(f'quantkit predict "{EXAMPLE}" --model {chosen.quantized_folder(made_by)}')
+    say_predict(chosen.quantized_folder(made_by))
     say_next(f"quantkit bench {chosen.folder.name}")
 
 
@@ -135,7 +135,7 @@ def export(
         overwrite=overwrite,
     )
     say(f"ONNX, verified on {exported.parity.rows} rows: {exported.path}")
-    say_next(f'quantkit predict "{EXAMPLE}" --model {exported.path}')
+    say_predict(exported.path)
 
 
 @app.command("run")
@@ -202,4 +202,4 @@ def _ptq_checkpoint(
         ptq_within_and_say(
             made_by, run, data, max_drop, overwrite, checkpoint=checkpoint, texts=inputs
         )
-    say_next(f'quantkit predict "{EXAMPLE}" --model {folder}')
+    say_predict(folder)
