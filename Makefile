@@ -4,9 +4,10 @@
 # And one that needs Triton (Linux, some 600 MB), but no GPU:
 #   make test-kernels the CUDA kernels through Triton's interpreter, then compiled for sm_90 as a
 #                     model starts them
-# One opens files for CUDA in onnxruntime-gpu (250 MB), which places them and starts kernels that a
-# CUDA runtime without a GPU leaves undone (tests/dry_cuda); it takes gcc:
-#   make test-cuda-provider
+# Two run what is for a GPU without one: kernels are started and left undone (tests/dry_cuda); gcc is
+# needed, and onnxruntime-gpu (250 MB), the second time torch's CUDA build, too (5 GB):
+#   make test-cuda-provider   files for CUDA in ONNX Runtime's CUDA provider
+#   make rehearse-cuda        the CUDA benchmarks at toy size, to see whether they come to their ends
 # Two more open exported folders in other programs:
 #   make test-optimum     optimum-onnx, in .venv-optimum: it pins transformers 4.57
 #   make test-javascript  transformers.js and onnxruntime-node, in tests/javascript/node_modules
@@ -16,10 +17,11 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
+REHEARSED := $(VENV)-rehearsal/results
 KERNELS := $(filter-out %_compile.py,$(wildcard tests/test_kernels*.py tests/test_engine*.py))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-kernels test-cuda-provider test-optimum test-javascript install
+.PHONY: quickstart test test-kernels test-cuda-provider rehearse-cuda test-optimum test-javascript install
 
 quickstart: $(VENV)/run.stamp
 	$(BIN)/quantkit run builtin.yaml --overwrite
@@ -37,6 +39,11 @@ test-kernels: $(VENV)-kernels/stamp
 
 test-cuda-provider: $(VENV)-cuda/stamp
 	$(VENV)-cuda/bin/pytest tests/test_cuda_provider.py
+
+rehearse-cuda: $(VENV)-rehearsal/stamp
+	rm -rf $(REHEARSED)
+	$(VENV)-rehearsal/bin/python -m tests.dry_cuda benchmarks/cuda_training.py --toy --results $(REHEARSED)
+	$(VENV)-rehearsal/bin/python -m tests.dry_cuda benchmarks/cuda_speed.py --toy --minutes 30 --work $(REHEARSED) --results $(REHEARSED)
 
 install: $(VENV)/run.stamp
 
@@ -69,6 +76,13 @@ $(VENV)-cuda/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-cuda
 	$(VENV)-cuda/bin/pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(VENV)-cuda/bin/pip install --quiet --constraint constraints.txt --editable '.[train,dev]' $(subst onnxruntime,onnxruntime-gpu,$(shell grep ^onnxruntime== constraints.txt)) nvidia-cuda-runtime nvidia-cuda-crt
+	touch $@
+
+# torch 2.11 is the first that pyproject.toml allows; PyPI has it for CUDA 13, as onnxruntime-gpu.
+$(VENV)-rehearsal/stamp: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-rehearsal
+	$(VENV)-rehearsal/bin/pip install --quiet torch==2.11.0
+	$(VENV)-rehearsal/bin/pip install --quiet --editable '.[train]' onnxruntime-gpu 'nvidia-cuda-crt==13.0.*'
 	touch $@
 
 $(VENV)-kernels/stamp: pyproject.toml constraints.txt

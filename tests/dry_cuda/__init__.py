@@ -1,22 +1,25 @@
-"""ONNX Runtime's CUDA provider on a machine without a GPU: it places and starts, nothing runs.
+"""ONNX Runtime and torch on a machine without a GPU: they place and start, nothing runs.
 
-`runtime.c` stands in for the CUDA runtime; the libraries above it (cuBLAS, ...) get functions that
-do nothing and succeed. The provider is the real one, of onnxruntime-gpu, and so are its decisions.
+`runtime.c` stands in for the CUDA runtime, `driver.c` for its driver; the libraries above them
+(cuBLAS, ...) get functions that do nothing and succeed. ONNX Runtime's CUDA provider, torch and
+Triton are the real ones, and so are their decisions. `python -m tests.dry_cuda` runs a script.
 """
 
 import ctypes
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["Started", "install", "started"]
+__all__ = ["PROVIDER", "Started", "install", "libraries", "package", "started"]
 
-SOURCE = Path(__file__).with_name("runtime.c")
-PROVIDER = "libonnxruntime_providers_cuda.so"
+HERE = Path(__file__).parent
+PROVIDER = "capi/libonnxruntime_providers_cuda.so"
+STOOD_IN_FOR = ("libcudart", "libcublas", "libcublasLt", "libcudnn", "libcurand", "libcuda")
+RUNTIME, DRIVER = "libcudart", "libcuda"
 
 
 @dataclass(frozen=True)
@@ -43,27 +46,53 @@ class Started:
         return sum(self.kernels.values()) + self.products
 
 
+def package(name: str) -> Path:
+    """Where an installed package lies.
+
+    Raises:
+        ModuleNotFoundError: it does not.
+    """
+    spec = find_spec(name)
+    places = [] if spec is None else [*(spec.submodule_search_locations or [])]
+    if not places:
+        raise ModuleNotFoundError(f"{name} is not installed")
+    return Path(places[0])
+
+
 def install(folder: Path) -> ctypes.CDLL:
-    """Build the libraries into `folder` and load them before onnxruntime looks for its own.
+    """Build what onnxruntime-gpu wants into `folder`, and load it before it looks for it itself.
 
     Returns:
-        The one of the runtime.
+        The runtime.
     """
-    spec = find_spec("onnxruntime")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("onnxruntime-gpu is not installed")
-    provider = Path(spec.origin).parent / "capi" / PROVIDER
-    named = re.findall(r"NEEDED.*\[(libcu[^]]*)\]", _output("readelf", "-d", str(provider)))
-    wanted: dict[str, list[str]] = {name: [] for name in named}
-    symbols = _output("nm", "--dynamic", "--undefined-only", str(provider))
-    for symbol, library in re.findall(r" ((?:__cuda|cu)\w+)(?:@(\S+))?$", symbols, re.MULTILINE):
-        wanted[library or "libcuda.so.1"].append(symbol)
-    runtime = next(name for name in wanted if name.startswith("libcudart"))
-    loaded = _build(folder, runtime, wanted.pop(runtime), SOURCE.read_text("utf-8"), "")
-    for name, functions in wanted.items():
-        _build(folder, name, functions, "void dry_note(const char *, ...);\n", runtime)
-    loaded.dry_stop.restype = ctypes.c_char_p
-    return loaded
+    built = libraries(folder, [package("onnxruntime") / PROVIDER])
+    loaded = [ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in built]
+    loaded[0].dry_stop.restype = ctypes.c_char_p
+    return loaded[0]
+
+
+def libraries(folder: Path, binaries: Sequence[Path]) -> list[Path]:
+    """Build what `binaries` want, with all functions that they call; the runtime comes first."""
+    wanted: dict[str, set[str]] = {}
+    for path in binaries:
+        needed = re.findall(r"NEEDED.*\[(libcu[^]]*)\]", _output("readelf", "-d", str(path)))
+        for name in needed:
+            if name.partition(".")[0] in STOOD_IN_FOR:
+                wanted.setdefault(name, set())
+    wanted.setdefault("libcuda.so.1", set()).update(_driver_functions())
+    for path in binaries:
+        symbols = _output("nm", "--dynamic", "--undefined-only", str(path))
+        for symbol, library in re.findall(
+            r" ((?:__cuda|cu)\w+)(?:@(\S+))?$", symbols, re.MULTILINE
+        ):
+            name = library or ("libcuda.so.1" if re.match(r"cu[A-Z](?!ile)", symbol) else "")
+            if name in wanted:
+                wanted[name].add(symbol)
+    runtime = next(name for name in wanted if name.startswith(RUNTIME))
+    order = [runtime, *(name for name in wanted if name != runtime)]
+    return [
+        _build(folder, name, wanted[name], "" if name == runtime else runtime) for name in order
+    ]
 
 
 def started(runtime: ctypes.CDLL, step: Callable[[], object]) -> Started:
@@ -89,21 +118,35 @@ def _bytes(lines: list[str], direction: str) -> int:
     return sum(int(line.removeprefix(start)) for line in lines if line.startswith(start))
 
 
-def _build(folder: Path, name: str, functions: list[str], source: str, above: str) -> ctypes.CDLL:
-    """Compile a library that has all `functions`, and load it; `above` it is the runtime's."""
+def _driver_functions() -> list[str]:
+    """All that Triton may call, by its header; nothing without Triton."""
+    try:
+        header = package("triton") / "backends" / "nvidia" / "include" / "cuda.h"
+    except ModuleNotFoundError:
+        return []
+    text = header.read_text("utf-8", errors="replace")
+    return re.findall(r"CUDAAPI\s+(cu[A-Z]\w+)\s*\(", text) + re.findall(
+        r"#define\s+cu\w+\s+(cu[A-Z]\w+_v\d)\s", text
+    )
+
+
+def _build(folder: Path, name: str, functions: set[str], above: str) -> Path:
+    """Compile a library that has all `functions`; `above` it is the runtime's, "" of itself."""
+    source = "void dry_note(const char *, ...);\n"
+    if not above or name.startswith(f"{DRIVER}."):
+        source = (HERE / ("driver.c" if above else "runtime.c")).read_text("utf-8")
     given = set(re.findall(r"^HERE[^(]*?(\w+)\(", source, re.MULTILINE))
-    code = [source, *(_empty(each) for each in functions if each not in given)]
-    text, versions = folder / f"{name}.c", folder / f"{name}.map"
+    code = [source, *(_empty(each) for each in sorted(functions - given))]
+    text, versions, path = folder / f"{name}.c", folder / f"{name}.map", folder / name
     text.write_text("\n".join(code), "utf-8")
     versions.write_text(f"{name} {{ global: *; }};\n", "utf-8")
-    command = ["gcc", "-shared", "-fPIC", "-w", "-o", str(folder / name), str(text)]
-    command += [f"-Wl,-soname,{name}", *(f"-I{each}" for each in _headers())]
-    if functions and name != "libcuda.so.1":  # whose functions have no versions
+    command = ["gcc", "-shared", "-fPIC", "-w", "-o", str(path), str(text), f"-Wl,-soname,{name}"]
+    command += [f"-I{each}" for each in _headers()]
+    if functions and not name.startswith(f"{DRIVER}."):  # whose functions have no versions
         command.append(f"-Wl,--version-script={versions}")
-    if above:
-        command += [f"-L{folder}", f"-l:{above}"]
+    command += [f"-L{folder}", f"-l:{above}"] if above else ["-ldl"]
     subprocess.run(command, check=True)
-    return ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
+    return path
 
 
 def _empty(function: str) -> str:
@@ -113,6 +156,8 @@ def _empty(function: str) -> str:
     if function == "cublasLtMatmulAlgoGetHeuristic":  # one way to compute, at least
         rest = ", ".join(f"void *a{at}" for at in range(9))
         return f"int {function}({rest}, int *found) {{ *found = 1; return 0; }}"
+    if function == "cudnnGetVersion":
+        return f"unsigned long {function}(void) {{ return 91900; }}"
     if "Create" in function:
         body = "{ static char something[4096]; *made = something; return 0; }"
         return f"int {function}(void **made) {body}"
@@ -120,10 +165,8 @@ def _empty(function: str) -> str:
 
 
 def _headers() -> list[Path]:
-    """Where NVIDIA's Python packages have the headers."""
-    spec = find_spec("nvidia")
-    places = [Path(each) for each in (spec.submodule_search_locations or [])] if spec else []
-    return [found for place in places for found in place.glob("*/include")]
+    """Where NVIDIA's Python packages have the runtime's headers, `nvidia-cuda-crt` among them."""
+    return sorted(package("nvidia").glob("*/include"))
 
 
 def _output(*command: str, stdin: str = "") -> str:

@@ -1,11 +1,12 @@
 /* A CUDA runtime without a GPU: memory of the "device" is the host's, kernels are written down and
  * not run. ONNX Runtime's CUDA provider opens files with it, places their operators, starts its
- * kernels, captures graphs. Which kernels, how many, what is copied: that is real. No number that
- * comes out is.
+ * kernels, captures graphs; so does torch. Which kernels, how many, what is copied: that is real. No
+ * number that comes out is.
  *
  * Functions that are not here do nothing and succeed; `__init__.py` writes them. It finds the ones
  * here by the word at the start of their lines.
  */
+#include <dlfcn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -106,11 +107,25 @@ HERE int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks) {
     *blocks = 2;
     return 0;
 }
+HERE int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks) { *blocks = 2; return 0; }
+HERE int cudaOccupancyMaxPotentialBlockSize(int *grid, int *block) {
+    *grid = 132, *block = 256;
+    return 0;
+}
 
 /* --- the device: an H200's numbers --------------------------------------------------------- */
 
 HERE int cudaGetDeviceCount(int *devices) { *devices = 1; return 0; }
 HERE int cudaGetDevice(int *device) { *device = 0; return 0; }
+HERE int cudaDeviceCanAccessPeer(int *answer) { *answer = 0; return 0; }
+HERE int cudaDeviceGetStreamPriorityRange(int *least, int *most) {
+    *least = 0, *most = -5;
+    return 0;
+}
+HERE int cudaDeviceGetPCIBusId(char *name, int room) {
+    snprintf(name, room, "0000:01:00.0");
+    return 0;
+}
 HERE int cudaDriverGetVersion(int *version) { *version = 13000; return 0; }
 HERE int cudaRuntimeGetVersion(int *version) { *version = 13000; return 0; }
 HERE int cudaDeviceGetAttribute(int *value, int attribute) {
@@ -188,6 +203,10 @@ HERE int cudaMemcpy(void *to, const void *from, size_t size, int kind) {
 HERE int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind) {
     return copied(to, from, size, kind);
 }
+HERE int cudaMemcpyPeerAsync(void *to, int device, const void *from, int other, size_t size) {
+    return copied(to, from, size, cudaMemcpyDeviceToDevice);
+}
+HERE int cudaHostGetDevicePointer(void **place, void *host) { *place = host; return 0; }
 HERE int cudaMemset(void *to, int value, size_t size) { memset(to, value, size); return 0; }
 HERE int cudaMemsetAsync(void *to, int value, size_t size) { memset(to, value, size); return 0; }
 
@@ -199,12 +218,18 @@ static int made(void **thing) { *thing = calloc(1, 4096); return 0; }
 
 HERE int cudaStreamCreate(void **stream) { return made(stream); }
 HERE int cudaStreamCreateWithFlags(void **stream) { return made(stream); }
+HERE int cudaStreamCreateWithPriority(void **stream) { return made(stream); }
+HERE int cudaStreamGetPriority(void *stream, int *priority) { *priority = 0; return 0; }
 HERE int cudaEventCreate(void **event) { return made(event); }
 HERE int cudaEventCreateWithFlags(void **event) { return made(event); }
 HERE int cudaMemPoolCreate(void **pool) { return made(pool); }
 HERE int cudaLibraryLoadData(void **library) { return made(library); }
 HERE int cudaLibraryGetKernel(void **kernel) { return made(kernel); }
 HERE int cudaGraphInstantiate(void **executable) { return made(executable); }
+HERE int cudaGraphInstantiateWithFlags(void **executable) { return made(executable); }
+HERE int cudaGraphGetNodes(void *graph, void **nodes, size_t *count) { *count = 1; return 0; }
+HERE int cudaDeviceGetDefaultMemPool(void **pool) { return made(pool); }
+HERE int cudaGetSymbolAddress(void **place) { return made(place); }
 HERE int cudaEventElapsedTime(float *milliseconds) { *milliseconds = 1; return 0; }
 HERE int cudaStreamSynchronize(void *stream) { dry_note("wait"); return 0; }
 HERE int cudaEventSynchronize(void *event) { dry_note("wait"); return 0; }
@@ -219,13 +244,19 @@ HERE int cudaStreamEndCapture(void *stream, void **graph) {
     capturing = 0;
     return made(graph);
 }
+HERE int cudaStreamGetCaptureInfo(void *stream, int *state, unsigned long long *number) {
+    *state = capturing;
+    if (number) *number = 1;
+    return 0;
+}
 HERE int cudaGraphLaunch(void *executable) { dry_note("replay"); return 0; }
 
 static int nothing(void) { return 0; }
 
 HERE int cudaGetDriverEntryPointByVersion(const char *name, void **function, unsigned version,
                                           unsigned long long flags, int *state) {
-    *function = nothing;
+    *function = dlsym(RTLD_DEFAULT, name);
+    if (!*function) *function = nothing;
     if (state) *state = 0;
     return 0;
 }
