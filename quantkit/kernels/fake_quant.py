@@ -47,6 +47,7 @@ def learned_fake_quantize(
     rows = x.numel() // max(1, _columns(x, multipliers))
     fits = (
         uses_triton(x)
+        and not torch.compiler.is_compiling()
         and x.is_floating_point()
         and scale.dtype == torch.float32
         and zero_point.numel() == 1
