@@ -15,6 +15,7 @@ __all__ = [
     "device_facts",
     "full_arrays",
     "given_arrays",
+    "host_milliseconds",
     "memory",
     "milliseconds",
 ]
@@ -48,6 +49,18 @@ def _timed(step: Callable[[], object], device: torch.device, count: int) -> list
         mark.record()
     torch.cuda.synchronize(device)
     return [a.elapsed_time(b) for a, b in pairwise(marks)]
+
+
+def host_milliseconds(step: Callable[[], object], device: torch.device) -> float:
+    """The median time that a call takes to come back, however long the GPU goes on then."""
+    found = []
+    for _ in range(LEAST):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        begin = time.perf_counter()
+        step()
+        found.append(1e3 * (time.perf_counter() - begin))
+    return float(np.median(found))
 
 
 def memory(device: torch.device) -> dict[str, int | None]:

@@ -22,7 +22,15 @@ from quantkit.kernels.tuning import MIDDLING, Tiles
 
 __all__ = ["Launch", "record", "spilled"]
 
-MODULES = ("attention", "embedding", "fake_quant", "inputs", "layer_norm", "product")
+MODULES = (
+    "attention",
+    "embedding",
+    "fake_quant",
+    "fake_weights",
+    "inputs",
+    "layer_norm",
+    "product",
+)
 MOST_SHARED = 227 * 1024  # bytes that a block may have on compute capability 9.0
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
 

@@ -22,7 +22,7 @@ from quantkit.integers import Integers
 from quantkit.kernels import FLOATS, Matrix, Operand, Reads, attention, product
 from quantkit.kernels.tuning import HOPPER, SINGLE
 from quantkit.ptq import quantize
-from quantkit.qat import Lsq, inputs, prepare, products
+from quantkit.qat import Lsq, inputs, prepare, products, together
 from quantkit.recipe import Recipe, with_bits, with_changes
 from tests.dry_triton import MOST_SHARED, Launch, record, spilled
 
@@ -138,10 +138,10 @@ def operand(bits: int, reads: Reads) -> Operand:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_step_of_qat_starts_two_kernels_for_each_grid(
+def test_a_step_of_qat_starts_two_kernels_for_each_input_and_two_for_all_weights(
     bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Forward and backward; of an input its smoothing is inside."""
+    """Forward and backward; of an input its smoothing is inside, of weights all of one width."""
     model = random_model(Sizes(layers=LAYERS, vocab=500))
     recipe = with_bits(Recipe(name="training", task="none", model="none"), bits)
     recipe = with_changes(recipe, {"rounding": {"name": "nearest"}})
@@ -150,15 +150,15 @@ def test_a_step_of_qat_starts_two_kernels_for_each_grid(
     trained.to(META)
     assert any(name.endswith("multiplier") for name, _ in trained.named_buffers())
     launches = record(monkeypatch)
-    for module in (inputs, products):  # autocast knows nothing of this device
+    for module in (inputs, products, together):  # autocast knows nothing of this device
         monkeypatch.setattr(module, "product_type", lambda _: torch.float32)
     # transformers asks whether a mask hides nothing, so there is none here.
     ids = torch.empty((4, 32), dtype=torch.int64, device=META)
     trained(input_ids=ids, token_type_ids=torch.zeros_like(ids)).logits.sum().backward()
-    weights, read = 6 * LAYERS + 1, 4 * LAYERS + 1
+    widths, read = 2, 4 * LAYERS + 1
     # Words and positions; the most frequent words have a grid of their own, types none.
     tables = 3 if bits == 4 else 2
-    grids = weights + read + tables
+    grids = widths + read + tables
     assert Counter(launch.name for launch in launches) == {"_forward": grids, "_backward": grids}
     assert all(spilled(launch) == 0 for launch in unique(launches))
     assert all(value.grad is not None for value in trained.parameters() if value.requires_grad)

@@ -14,7 +14,7 @@ from quantkit.kernels.arithmetic import round_half_even
 from quantkit.kernels.launch import jit, power_of_two, tl, uses_triton
 from quantkit.numerics import Grid
 
-__all__ = ["learned_fake_quantize"]
+__all__ = ["MOST_COLUMNS", "learned_fake_quantize", "units"]
 
 MOST_COLUMNS = 16384  # of a row, which one program holds in registers
 
@@ -132,40 +132,38 @@ def _launch(
 
 
 @jit
-def _units(
+def units(
     x,
-    scale,
-    zero_point,
+    step,
+    zero,
     multipliers,
     smoothing,
     columns,
     group,
-    PER_ROW: tl.constexpr,
     GROUPED: tl.constexpr,
     SMOOTHED: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Of one row: x smoothed, integers m (q - z), the scale, where q was not clipped, places."""
-    row = tl.program_id(0).to(tl.int64)
+    """Of one row: x smoothed, its integers m (q - z), and where q was not clipped.
+
+    x, multipliers: where the row's begin; step, zero: its scale and zero point.
+    """
     column = tl.arange(0, BLOCK)
     there = column < columns
-    place = row * columns + column
-    value = tl.load(x + place, mask=there, other=0.0).to(tl.float32)
+    value = tl.load(x + column, mask=there, other=0.0).to(tl.float32)
     if SMOOTHED:
         value = value * tl.load(smoothing + column, mask=there, other=0.0)
-    step = tl.load(scale + (row if PER_ROW else 0))
-    zero = tl.minimum(tl.maximum(round_half_even(tl.load(zero_point)), LOW), HIGH)
+    zero = tl.minimum(tl.maximum(round_half_even(zero), LOW), HIGH)
     factor = tl.full((BLOCK,), 1.0, tl.float32)
     if GROUPED:
-        factor = tl.load(multipliers + place // group, mask=there, other=1.0).to(tl.float32)
+        factor = tl.load(multipliers + column // group, mask=there, other=1.0).to(tl.float32)
     ratio = tl.div_rn(value, step * factor)
     ratio = tl.minimum(tl.maximum(ratio, -1024.0), 1024.0)
     inside = (ratio > LOW - zero - 0.5) & (ratio < HIGH - zero + 0.5)
     shifted = round_half_even(ratio) + zero
-    units = (tl.minimum(tl.maximum(shifted, LOW), HIGH) - zero) * factor
-    return value, units, step, inside, place, there
+    return value, (tl.minimum(tl.maximum(shifted, LOW), HIGH) - zero) * factor, inside
 
 
 @jit
@@ -186,22 +184,16 @@ def _forward(
     BLOCK: tl.constexpr,
 ):
     """The value m (q - z) s."""
-    _, units, step, _, place, there = _units(
-        x,
-        scale,
-        zero_point,
-        multipliers,
-        smoothing,
-        columns,
-        group,
-        PER_ROW,
-        GROUPED,
-        SMOOTHED,
-        LOW,
-        HIGH,
-        BLOCK,
+    row = tl.program_id(0).to(tl.int64)
+    step, zero = tl.load(scale + (row if PER_ROW else 0)), tl.load(zero_point)
+    x, multipliers = x + row * columns, multipliers + row * (columns // group)
+    _, made, _ = units(
+        *(x, step, zero, multipliers, smoothing, columns, group),
+        *(GROUPED, SMOOTHED, LOW, HIGH, BLOCK),
     )
-    tl.store(result + place, (units * step).to(result.dtype.element_ty), mask=there)
+    column = tl.arange(0, BLOCK)
+    place = result + row * columns + column
+    tl.store(place, (made * step).to(result.dtype.element_ty), mask=column < columns)
 
 
 @jit
@@ -225,28 +217,20 @@ def _backward(
     BLOCK: tl.constexpr,
 ):
     """The straight-through gradients; those of scale and zero point summed over the row."""
-    value, units, step, inside, place, there = _units(
-        x,
-        scale,
-        zero_point,
-        multipliers,
-        smoothing,
-        columns,
-        group,
-        PER_ROW,
-        GROUPED,
-        SMOOTHED,
-        LOW,
-        HIGH,
-        BLOCK,
+    row = tl.program_id(0).to(tl.int64)
+    step, zero = tl.load(scale + (row if PER_ROW else 0)), tl.load(zero_point)
+    x, multipliers = x + row * columns, multipliers + row * (columns // group)
+    value, made, inside = units(
+        *(x, step, zero, multipliers, smoothing, columns, group),
+        *(GROUPED, SMOOTHED, LOW, HIGH, BLOCK),
     )
-    given = tl.load(gradient + place, mask=there, other=0.0).to(tl.float32)
+    column = tl.arange(0, BLOCK)
+    there = column < columns
+    given = tl.load(gradient + row * columns + column, mask=there, other=0.0).to(tl.float32)
     passed = tl.where(inside, given, 0.0)
     back = passed
     if SMOOTHED:
-        column = tl.arange(0, BLOCK)
         back = passed * tl.load(smoothing + column, mask=there, other=0.0)
-    tl.store(to_x + place, back.to(to_x.dtype.element_ty), mask=there)
-    row = tl.program_id(0)
-    tl.store(to_scale + row, tl.sum(given * units - passed * tl.div_rn(value, step), axis=0))
+    tl.store(to_x + row * columns + column, back.to(to_x.dtype.element_ty), mask=there)
+    tl.store(to_scale + row, tl.sum(given * made - passed * tl.div_rn(value, step), axis=0))
     tl.store(to_zero + row, tl.sum((passed - given) * step, axis=0))

@@ -24,6 +24,7 @@ from quantkit.qat.modules import (
     FakeReader,
 )
 from quantkit.qat.start import into_cells
+from quantkit.qat.together import RangesTogether, WeightsTogether
 from quantkit.qat.watch import TokenMask
 
 __all__ = ["pack", "prepare"]
@@ -56,10 +57,24 @@ def prepare(model: PreTrainedModel, quantized: Quantized, ranges: Ranges) -> Pre
         quantized.model, _of_kinds(quantized.model, (QuantLinear, QuantEmbedding))
     )
     swap(result, maker.modules())
+    _join(result)
     if isinstance(ranges, Ema):
         result.register_forward_pre_hook(tokens, with_kwargs=True)
     result.train(False)
     return result
+
+
+def _join(model: nn.Module) -> None:
+    """Let the modules of a model make together what each needs."""
+    linears = [module for module in model.modules() if isinstance(module, FakeQuantLinear)]
+    weights = WeightsTogether(linears)
+    for linear in linears:
+        linear.together = weights
+    readers = [module for module in model.modules() if isinstance(module, FakeQuantInput)]
+    if all(reader.log_scale is not None for reader in readers):
+        ranges = RangesTogether(readers)
+        for reader in readers:
+            reader.together = ranges
 
 
 def pack(trained: PreTrainedModel, quantized: Quantized) -> Quantized:

@@ -30,8 +30,10 @@ from quantkit.numerics import (
     quantize,
     symmetric_grid,
 )
+from quantkit.qat.handed import Handed
 from quantkit.qat.inputs import InputGrid, Read, fake_input
 from quantkit.qat.products import fake_linear, fake_weight
+from quantkit.qat.together import RangesTogether, WeightsTogether
 from quantkit.qat.watch import RangeWatch, TokenMask
 from quantkit.recipe import Weights
 
@@ -71,6 +73,7 @@ class FakeQuantInput(Quantizer):
             self.watch = RangeWatch(start, ranges, symmetric=symmetric, tokens=tokens)
         self.ran = False  # whether a forward pass came by
         self.handed = Handed()
+        self.together: RangesTogether | None = None  # of all inputs of the model
 
     @property
     def scale(self) -> Tensor:
@@ -91,7 +94,9 @@ class FakeQuantInput(Quantizer):
             x, multiplier = self.as_read(x.float()), None
         if self.watch is not None and self.training:
             self.watch.note(x.detach(), multiplier)
-        at = InputGrid(self.scale, self.zero_point, self.grid, multiplier)
+        found = None if self.together is None else self.together.take(self, x)
+        scale, zero_point = (self.scale, self.zero_point) if found is None else found
+        at = InputGrid(scale, zero_point, self.grid, multiplier)
         return Read(fake_input(x, at), x, at)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,41 +136,6 @@ class FakeQuantToken(TokenQuantizer):
 
 
 FakeReader = FakeQuantInput | FakeQuantToken
-
-
-class Handed:
-    """What one reader made of a tensor, handed on to the Linears that read the same tensor.
-
-    The reader's owner makes it anew each time, so nothing stale is ever handed on, and it is let
-    go when every other Linear has had it. Under torch.compile, which finds common computations
-    by itself, each Linear makes its own.
-    """
-
-    def __init__(self) -> None:
-        self.others = 0  # Linears besides the owner
-        self._left = 0
-        self._of: tuple[Tensor, Read] | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Handed":
-        copied = Handed()
-        copied.others = self.others
-        memo[id(self)] = copied
-        return copied
-
-    def read(self, reader: FakeReader, x: Tensor, *, owner: bool) -> Read:
-        """`reader.fake(x)`."""
-        if torch.compiler.is_compiling() or not self.others:
-            return reader.fake(x)
-        if not owner and self._of is not None and self._of[0] is x:
-            found = self._of[1]
-            self._left -= 1
-            if not self._left:
-                self._of = None
-            return found
-        made = reader.fake(x)
-        if owner:
-            self._of, self._left = (x, made), self.others
-        return made
 
 
 class _FakeMatrix(nn.Module):
@@ -243,6 +213,7 @@ class FakeQuantLinear(_FakeMatrix):
         self.owner = owner
         # A tuple keeps a borrowed reader out of this module's state dict.
         self._reads = (reader,)
+        self.together: WeightsTogether | None = None  # of all Linears of the model
 
     @property
     def reader(self) -> FakeReader | None:
@@ -264,6 +235,9 @@ class FakeQuantLinear(_FakeMatrix):
                 codes, input_scale, zero_point, self.wide(scale), scale, self.bias
             )
         read = Read(x) if reader is None else reader.handed.read(reader, x, owner=self.owner)
+        made = None if self.together is None else self.together.take(self, read.values)
+        if made is not None:
+            return nn.functional.linear(read.values, made, self.bias)
         return fake_linear(read, self.weight, self.scale, self.multipliers, self.grid, self.bias)
 
     def packed(self, integers: Integers, quantizer: Any, *, owner: bool) -> QuantLinear:  # noqa: ANN401
