@@ -6,8 +6,8 @@
 An IndoBERT-base-sized model with random weights and random tokens, which is enough for time and
 memory: bf16 fine-tuning, and QAT at 8 and 4 bits in bf16. Each kind of step has a process of its
 own. Of a step's time the host's is that of starting all kernels, whatever they take then: where it
-is the longer one, a GPU waits for it. The formula is `quantkit.estimate`'s. Needs quantkit's `train` dependencies but datasets and
-evaluate.
+is the longer one, a GPU waits for it. The formula is `quantkit.estimate`'s. Needs quantkit's
+`train` dependencies but datasets and evaluate.
 """
 
 import argparse
