@@ -71,11 +71,17 @@ def test_what_a_step_has_left_is_not_the_next_ones(monkeypatch: pytest.MonkeyPat
     assert first.together is last.together is not None
     x = torch.randn(2, first.weight.shape[1])
     before = first.together.take(first, x)
+    copied = copy.deepcopy(model)  # while the others' still wait
     again = first.together.take(first, x)  # given away once: made anew
     assert before is not None
     assert again is not None
     assert before is not again
     assert torch.equal(before, again)
+    theirs = next(each for each in copied.modules() if isinstance(each, FakeQuantLinear))
+    assert theirs.together is not None
+    same = theirs.together.take(theirs, x)
+    assert same is not None
+    assert torch.equal(same, before)
     with torch.no_grad():
         last.weight.mul_(2.0)  # an optimizer's step, before the last has had its own
     found = first.together.take(last, x)

@@ -50,6 +50,10 @@ class _Together(Generic[M, V]):
     def __init__(self) -> None:
         self._made: dict[int, tuple[V, object]] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        # What has not been given away belongs to a step, and a copy is of the modules alone.
+        return {**vars(self), "_made": {}}
+
     def take(self, module: M, x: Tensor) -> V | None:
         """A module's value, for a product of `x`; None where each module makes its own."""
         if in_chunks(x) or not torch.is_grad_enabled() or _traced_or_computed_twice():
