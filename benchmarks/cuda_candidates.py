@@ -105,7 +105,7 @@ def _engine(folder: Path, precision: Any, device: torch.device) -> Candidate:  #
     return Candidate(prepare, backend.run, backend.encoder.weight_bytes())
 
 
-def _onnxruntime(folder: Path, target: Any, device: torch.device) -> Candidate:  # noqa: ANN401
+def _onnxruntime(folder: Path, target: str, device: torch.device) -> Candidate:
     """The file of `quantkit export --target TARGET`, with CUDA graphs where it and a GPU allow.
 
     ONNX Runtime waits for its own stream in each call, which is therefore part of its times. On a

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from quantkit.encoder import describe, unroll
 from quantkit.ptq import Quantized, quantize
-from quantkit.recipe import Recipe
+from quantkit.recipe import Recipe, with_bits, with_changes, with_target
 from tests.conftest import ROWS, batch_of
 
 FAMILIES = ("Bert", "Albert", "DistilBert", "Roberta", "XLMRoberta", "Electra")
@@ -74,6 +74,15 @@ def quantized(model: PreTrainedModel, **slots: Any) -> Quantized:  # noqa: ANN40
     recipe = Recipe(name="test", task="none", model="none", **slots)
     batches = [batch_of(8, 12, seed=1), batch_of(4, 30, seed=2)]
     return quantize(model, batches, recipe=recipe, reachable_rows=ROWS)
+
+
+def quantized_for(model: PreTrainedModel, bits: int, target: str) -> PreTrainedModel:
+    """A model with the inputs that a target takes, nearest codes, and groups of 16 in 4 bits."""
+    recipe = with_bits(Recipe(name="test", task="none", model="none"), bits)
+    groups = {"weights.group": 16, "embeddings.group": 16} if bits == 4 else {}
+    recipe = with_changes(recipe, {"rounding": {"name": "nearest"}, **groups})
+    recipe = with_target(recipe, target)
+    return quantize(model, [batch_of(4, 10)], recipe=recipe, reachable_rows=ROWS).model
 
 
 def answers_of(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:

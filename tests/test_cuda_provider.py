@@ -23,14 +23,10 @@ from quantkit.exporter import export
 from quantkit.exporter.bert import build
 from quantkit.exporter.cuda_table import host_operators
 from quantkit.onnx_file import Target
-from quantkit.ptq import quantize
-from quantkit.recipe import Recipe, with_bits, with_changes, with_target
-from tests.conftest import ROWS, batch_of
 from tests.dry_cuda import Started, install, started
-from tests.models import FAMILIES, HEADS, small_model
+from tests.models import FAMILIES, HEADS, quantized_for, small_model
 
 LAYERS = 2
-PLAIN = Recipe(name="test", task="none", model="none")
 
 
 pytestmark = pytest.mark.skipif(
@@ -52,14 +48,6 @@ def model_of(family: str, head: str = "ForSequenceClassification") -> PreTrained
     if family in {"Albert", "Electra"}:
         settings["embedding_size"] = 32
     return small_model(family, head, layers=LAYERS, **settings)
-
-
-def quantized(model: PreTrainedModel, bits: int, target: Target) -> PreTrainedModel:
-    changes: dict[str, Any] = {"rounding": {"name": "nearest"}}
-    if bits == 4:
-        changes |= {"weights.group": 16, "embeddings.group": 16}
-    recipe = with_target(with_changes(with_bits(PLAIN, bits), changes), target)
-    return quantize(model, [batch_of(4, 10)], recipe=recipe, reachable_rows=ROWS).model
 
 
 def opened(proto: onnx.ModelProto, **settings: str) -> Any:  # noqa: ANN401
@@ -107,7 +95,7 @@ def test_all_of_every_file_runs_on_the_gpu_and_becomes_a_graph(
 ) -> None:
     model = model_of(family, head)
     for bits in (0, 8, 4):
-        made = quantized(model, bits, "cuda") if bits else model
+        made = quantized_for(model, bits, "cuda") if bits else model
         assert on_the_host(opened(build(made, {}, "cuda-unpadded"))) == []
         proto = build(made, {}, "cuda")
         session = opened(proto)
@@ -126,7 +114,7 @@ def wide(runtime: CDLL) -> dict[int, Started]:
     model = small_model(
         "Bert", layers=LAYERS, hidden_size=128, num_attention_heads=2, intermediate_size=256
     )
-    files = {bits: quantized(model, bits, "cuda") if bits else model for bits in (0, 8, 4)}
+    files = {bits: quantized_for(model, bits, "cuda") if bits else model for bits in (0, 8, 4)}
     return {
         bits: started(runtime, step_of(opened(build(made, {}, "cuda")), 4, 32))
         for bits, made in files.items()
@@ -173,7 +161,7 @@ def test_a_session_answers(
     bits: int, graphs: bool, tokenizer: PreTrainedTokenizerBase, runtime: CDLL, tmp_path: Path
 ) -> None:
     model = model_of("Bert")
-    made = quantized(model, bits, "cuda") if bits else model
+    made = quantized_for(model, bits, "cuda") if bits else model
     export(made, tokenizer, tmp_path, target="cuda")
     session = quantkit.load(tmp_path, device="cuda", engine="onnxruntime", graphs=graphs)
     texts = ["makanan enak sekali", "buruk", "biasa saja"] * 3
@@ -212,14 +200,14 @@ def test_files_for_other_places_are_refused_where_their_operators_have_no_kernel
     tokenizer: PreTrainedTokenizerBase, runtime: CDLL, tmp_path: Path
 ) -> None:
     model = model_of("Bert")
-    narrow = quantized(model, 4, "portable")
+    narrow = quantized_for(model, 4, "portable")
     refused: dict[Target, str] = {"cpu": "MatMulIntegerToFloat", "portable": "BitShift"}
     for target, operator in refused.items():
         path = export(narrow, tokenizer, tmp_path / target, target=target).path
         with pytest.raises(CheckpointError, match=rf"on the host.*{operator}.*--target cuda"):
             quantkit.load(path, device="cuda", engine="onnxruntime")
     # The portable target's 8-bit file has kernels for all of it.
-    export(quantized(model, 8, "portable"), tokenizer, tmp_path / "eight", target="portable")
+    export(quantized_for(model, 8, "portable"), tokenizer, tmp_path / "eight", target="portable")
     session = quantkit.load(tmp_path / "eight", device="cuda", engine="onnxruntime")
     assert session.logits(["makanan enak"]).shape == (1, 3)
 
@@ -230,5 +218,5 @@ def test_the_table_of_operators_says_what_the_provider_does(
     bits: int, target: Target, runtime: CDLL
 ) -> None:
     model = model_of("Bert")
-    proto = build(quantized(model, bits, target) if bits else model, {}, target)
+    proto = build(quantized_for(model, bits, target) if bits else model, {}, target)
     assert dict(host_operators(proto)) == quantkit.providers.host_operators(opened(proto))

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from quantkit.errors import ParityError
 from quantkit.exporter import export
@@ -22,13 +22,10 @@ from quantkit.exporter.unpadded import with_functions
 from quantkit.files import read_json
 from quantkit.inspection import inspect_file
 from quantkit.onnx_file import Target
-from quantkit.ptq import quantize
-from quantkit.recipe import Recipe, with_bits, with_changes, with_target
 from quantkit.runtime import session_options
-from tests.conftest import ROWS, batch_of
-from tests.models import FAMILIES, HEADS, small_model
+from tests.conftest import ROWS
+from tests.models import FAMILIES, HEADS, quantized_for, small_model
 
-PLAIN = Recipe(name="test", task="none", model="none")
 TARGET: Target = "cuda-unpadded"
 LAYERS = 2
 
@@ -111,21 +108,11 @@ def test_every_family_and_head(family: str, head: str) -> None:
     assert kinds.count("RestorePadding") == (head != "ForSequenceClassification")
 
 
-def quantized(bits: int) -> PreTrainedModel:
-    recipe = with_changes(with_bits(PLAIN, bits), {"rounding": {"name": "nearest"}})
-    if bits == 4:
-        recipe = with_changes(recipe, {"weights.group": 16, "embeddings.group": 16})
-    recipe = with_target(recipe, TARGET)
-    return quantize(
-        small_model("Bert"), [batch_of(4, 10)], recipe=recipe, reachable_rows=ROWS
-    ).model
-
-
 @pytest.mark.parametrize("bits", [8, 4])
 def test_integers_are_the_padded_files(
     bits: int, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
-    model = quantized(bits)
+    model = quantized_for(small_model("Bert"), bits, TARGET)
     made = export(model, tokenizer, tmp_path, target=TARGET)
     name = "model_quantized.onnx" if bits == 8 else "model_q4.onnx"
     assert made.path == tmp_path / "onnx" / TARGET / name

@@ -54,7 +54,7 @@ class CudaEmitter(PlainEmitter):
 
         They are taken to be its first ones: padding is on the right.
         """
-        tokens = self._graph.constant("tokens_axis", np.array([1]))
+        tokens = self._graph.constant("token_axis", np.array([1]))
         return self._graph.add("ReduceSum", name, tokens, keepdims=0)
 
     def embed(self, name: str, ids: str) -> str:

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quantkit.exporter.saving import check_model
 
-__all__ = ["CONTRIB", "OPSET", "GraphWriter"]
+__all__ = ["CONTRIB", "LENGTHS_OPSET", "OPSET", "GraphWriter"]
 
 OPSET = 20  # Gelu as one operator
 IR_VERSION = 9

@@ -7,6 +7,8 @@ to the host. Files for CUDA were opened by its provider (`make test-cuda-provide
 import onnx
 from onnx import TensorProto
 
+from quantkit.exporter.graph import LENGTHS_OPSET
+
 __all__ = ["least_onnxruntime"]
 
 OPSET_20 = "1.17"
@@ -20,7 +22,7 @@ OPSET_24 = "1.27"  # Attention with numbers of tokens, and Cast, on the CUDA pro
 
 def least_onnxruntime(model: onnx.ModelProto) -> str:
     """E.g. `1.17`, for files as this package writes them."""
-    if any(entry.version == 24 for entry in model.opset_import if not entry.domain):
+    if any(entry.version == LENGTHS_OPSET for entry in model.opset_import if not entry.domain):
         return OPSET_24
     kinds = {node.op_type for node in model.graph.node}
     if "RemovePadding" in kinds:
